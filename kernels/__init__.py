@@ -1,0 +1,1 @@
+"""Operators and the source code they become."""

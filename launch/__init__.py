@@ -1,0 +1,1 @@
+"""Compile a plan, start its kernel, and watch over it."""

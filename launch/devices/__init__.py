@@ -1,0 +1,1 @@
+"""The devices a plan can run on."""
