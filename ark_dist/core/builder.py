@@ -1,0 +1,414 @@
+"""Turn API calls into a Graph; shapes and dtypes are inferred on the way."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ark_dist.core.dtype import DType, DTypeLike, as_dtype
+from ark_dist.core.graph import (
+    WRITABLE_KINDS,
+    Buffer,
+    Graph,
+    GraphMethod,
+    Node,
+    View,
+    freeze_attrs,
+)
+from ark_dist.core.layout import P
+from ark_dist.core.op import Array, AttrValue, Op, Spec, find_op
+from ark_dist.core.shape import as_shape, boxes_overlap, row_major_strides
+
+DEFAULT_METHOD = "forward"
+MAX_NAME_CHARS = 512
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Value:
+    """A handle on one tensor of a builder: what it views, and what it has to come after."""
+
+    builder: "GraphBuilder"
+    view: View
+    after: tuple[View, ...] = ()
+
+
+Operand = Value | int | float | bool
+
+
+class GraphBuilder:
+    """Collects the buffers and nodes of one model; `freeze` makes the Graph."""
+
+    def __init__(self, name: str = "model") -> None:
+        """Start an empty model."""
+        self.name = _checked_name(name)
+        self._buffers: list[Buffer] = []
+        self._methods: dict[str, list[Node]] = {DEFAULT_METHOD: []}
+        self._method = DEFAULT_METHOD
+        self._stage = 0
+        self._names: dict[str, int] = {}
+        self._constants: dict[tuple[bytes, str], View] = {}
+        self._unconsumed: dict[Value, None] = {}
+        self._kept: list[int] = []
+        self._command_scalars: dict[int, set[str]] = {}
+
+    # Where new nodes go.
+
+    @property
+    def method(self) -> str:
+        """The method that new operators are added to."""
+        return self._method
+
+    def select_method(self, name: str) -> str:
+        """Add operators to method `name` from now on; returns the one before."""
+        before, self._method = self._method, _checked_name(name)
+        self._methods.setdefault(self._method, [])
+        return before
+
+    def select_stage(self, stage: int) -> int:
+        """Give new nodes this pipeline stage from now on; returns the one before."""
+        before, self._stage = self._stage, stage
+        return before
+
+    # Leaves.
+
+    def tensor(
+        self, shape: object, dtype: DTypeLike, *, name: str | None = None, shard: P | None = None
+    ) -> Value:
+        """Add an input that the host writes before a run."""
+        return self._leaf("input", "tensor", shape, dtype, name, shard, None)
+
+    def parameter(
+        self, shape: object, dtype: DTypeLike, *, name: str | None = None, shard: P | None = None
+    ) -> Value:
+        """Add a weight: read-only in the kernel, loaded by name from a state_dict."""
+        return self._leaf("weight", "parameter", shape, dtype, name, shard, None)
+
+    def make_parameter(self, value: Value) -> None:
+        """Turn an input that `tensor` made into a weight."""
+        self._check_own("parameter", value)
+        buffer = self._buffers[value.view.buffer]
+        if buffer.kind not in ("input", "weight"):
+            raise TypeError(
+                f"parameter: {buffer.name!r} is an {buffer.kind}, the result of an operator; "
+                "make a parameter from model.tensor(...)"
+            )
+        self._buffers[buffer.id] = replace(buffer, kind="weight")
+
+    def state(
+        self,
+        shape: object,
+        dtype: DTypeLike,
+        *,
+        name: str | None = None,
+        init: object = 0,
+        shard: P | None = None,
+    ) -> Value:
+        """Add memory that lives across iterations, first filled with `init` (broadcast)."""
+        dtype = as_dtype(dtype)
+        sizes = as_shape(shape)
+        initial = np.broadcast_to(np.asarray(init).astype(dtype.numpy), sizes)
+        data = initial.tobytes() if np.any(initial.view(_bits(dtype)) != 0) else None
+        return self._leaf("state", "state", sizes, dtype, name, shard, data)
+
+    def constant(
+        self, value: object, shape: object = None, dtype: DTypeLike | None = None,
+        *, name: str | None = None,
+    ) -> Value:
+        """Add a constant: a number spread over `shape`, or an array."""
+        array = np.asarray(value)
+        if dtype is None:
+            dtype = array.dtype if isinstance(value, (np.ndarray, np.generic)) else _default_dtype(value)
+        dtype = as_dtype(dtype)
+        sizes = array.shape if shape is None else as_shape(shape)
+        if array.ndim and array.shape != sizes:
+            raise ValueError(f"constant: the array has shape {array.shape}, wanted {sizes}")
+        data = np.ascontiguousarray(array.astype(dtype.numpy)).tobytes()
+        if array.ndim:
+            return self._leaf("constant", "constant", sizes, dtype, name, None, data)
+        key = (data, dtype.name)
+        if key not in self._constants:
+            leaf = self._leaf("constant", "constant", (1,), dtype, name, None, data)
+            self._constants[key] = leaf.view
+        base = self._constants[key]
+        return Value(self, replace(base, shape=sizes, strides=(0,) * len(sizes)))
+
+    def command_scalar(self, value: Value) -> None:
+        """Let `run(n, scalars={name: x})` set this one-element state before iteration 0."""
+        buffer = self._buffers[value.view.buffer]
+        if buffer.kind != "state" or value.view.shape not in ((), (1,)):
+            raise ValueError(
+                f"scalar: {buffer.name!r} is {buffer.kind} of shape {value.view.shape}; "
+                "only a state of one element can be set by a command"
+            )
+        self._command_scalars.setdefault(buffer.id, set())
+
+    # Operators.
+
+    def apply(
+        self,
+        op_name: str,
+        inputs: Sequence[Operand],
+        attrs: Mapping[str, AttrValue] | None = None,
+        *,
+        output: Value | None = None,
+        name: str | None = None,
+        deps: Sequence[Value] = (),
+    ) -> Value:
+        """Add one operator and return its result.
+
+        Python numbers among `inputs` become constants of the first tensor's dtype.
+        `output` names a state, or a tensor nobody used yet, to write into; the result also
+        comes after all of `deps`.
+        Raises ValueError or TypeError with the operator's message; nothing is added then.
+        """
+        op = find_op(op_name)
+        attrs = dict(attrs or {})
+        values = self._as_values(op, inputs)
+        spec = op.infer(tuple(v.view.spec for v in values), attrs)
+        if output is not None:
+            self._check_output(op_name, spec, output)
+        for dep in deps:
+            self._check_own(op_name, dep)
+        extra = (view for v in (*values, *deps) for view in v.after)
+        after = tuple(dict.fromkeys((*extra, *(dep.view for dep in deps))))
+        if op.view is not None:
+            return self._apply_view(op, values, attrs, after, output, name, deps)
+        target = self._output_view(op_name, spec, output, name)
+        self._add_node(op, values, attrs, after, target, name)
+        for value in (*values, *deps):
+            self._unconsumed.pop(value, None)
+        result = output if output is not None else Value(self, target)
+        if output is None:
+            self._unconsumed[result] = None
+        return result
+
+    def keep(self, value: Value) -> None:
+        """Let the host read this tensor after a run, even though operators use it."""
+        self._check_own("keep", value)
+        self._kept.append(value.view.buffer)
+
+    def buffer(self, value: Value) -> Buffer:
+        """The buffer that the tensor views."""
+        return self._buffers[value.view.buffer]
+
+    def freeze(self) -> Graph:
+        """Return the graph as built so far; building may go on afterwards."""
+        outputs = {v.view.buffer for v in self._unconsumed} | set(self._kept)
+        buffers = tuple(
+            replace(b, kind="output") if b.kind == "activation" and b.id in outputs else b
+            for b in self._buffers
+        )
+        methods = tuple(
+            GraphMethod(name, tuple(nodes))
+            for name, nodes in self._methods.items()
+            if nodes or name != DEFAULT_METHOD or len(self._methods) == 1
+        )
+        return Graph(self.name, buffers, methods)
+
+    # Internals.
+
+    def _leaf(
+        self, kind: str, prefix: str, shape: object, dtype: DTypeLike, name: str | None,
+        shard: P | None, initial: bytes | None,
+    ) -> Value:
+        dtype, sizes = as_dtype(dtype), as_shape(shape)
+        if shard is not None and len(shard) != len(sizes):
+            raise ValueError(
+                f"{prefix}: shard {shard} names {len(shard)} dimensions, the shape {sizes} "
+                f"has {len(sizes)}"
+            )
+        buffer = self._add_buffer(kind, prefix, sizes, dtype, name, None, shard, initial)
+        return Value(self, whole_view(buffer))
+
+    def _add_buffer(
+        self, kind: str, prefix: str, shape: tuple[int, ...], dtype: DType, name: str | None,
+        method: str | None, shard: P | None = None, initial: bytes | None = None,
+    ) -> Buffer:
+        unique = self._unique_name(prefix, name)
+        buffer = Buffer(
+            len(self._buffers), unique, shape, dtype, kind, method, shard=shard, initial=initial
+        )
+        self._buffers.append(buffer)
+        return buffer
+
+    def _unique_name(self, prefix: str, name: str | None) -> str:
+        base = prefix if name is None else _checked_name(name)
+        count = self._names.get(base, 0)
+        self._names[base] = count + 1
+        unique = base if count == 0 else f"{base}_{count}"
+        if count and unique in self._names:
+            return self._unique_name(unique, None)
+        self._names.setdefault(unique, 1)
+        return unique
+
+    def _as_values(self, op: Op, inputs: Sequence[Operand]) -> list[Value]:
+        first = next((v for v in inputs if isinstance(v, Value)), None)
+        values = []
+        for position, item in enumerate(inputs):
+            if isinstance(item, Value):
+                self._check_own(op.name, item)
+                values.append(item)
+            elif first is not None and isinstance(item, (bool, int, float, np.number, np.bool_)):
+                values.append(self._number(op.name, item, first.view.dtype))
+            else:
+                raise TypeError(
+                    f"{op.name}: input {position} is {type(item).__name__}; "
+                    "wanted a tensor of this model" + (" or a number" if first else "")
+                )
+        return values
+
+    def _number(self, op_name: str, item: object, dtype: DType) -> Value:
+        if dtype.is_integer:
+            if isinstance(item, (float, np.floating)) and float(item) != int(item):
+                raise TypeError(
+                    f"{op_name}: {item!r} does not fit a tensor of {dtype}; cast the tensor first"
+                )
+            info = np.iinfo(dtype.numpy)
+            if not info.min <= int(item) <= info.max:  # type: ignore[call-overload]  # a number
+                raise ValueError(f"{op_name}: {item!r} is out of the range of {dtype}")
+        return self.constant(item, (), dtype)
+
+    def _check_own(self, op_name: str, value: Value) -> None:
+        if not isinstance(value, Value):
+            raise TypeError(f"{op_name}: {type(value).__name__} is not a tensor")
+        buffer = value.builder._buffers[value.view.buffer]
+        if value.builder is not self:
+            raise ValueError(
+                f"{op_name}: tensor {buffer.name!r} belongs to model {value.builder.name!r}, "
+                f"not to {self.name!r}; build both with one model"
+            )
+        if buffer.method not in (None, self._method):
+            raise ValueError(
+                f"{op_name}: tensor {buffer.name!r} was computed in method {buffer.method!r} "
+                f"and is used in {self._method!r}; pass it on through a state"
+            )
+
+    def _check_output(self, op_name: str, spec: Spec, output: Value) -> None:
+        self._check_own(op_name, output)
+        buffer = self._buffers[output.view.buffer]
+        if output.view.spec != spec:
+            raise ValueError(
+                f"{op_name}: the result is {spec.dtype}{list(spec.shape)}, the output "
+                f"{buffer.name!r} is {output.view.dtype}{list(output.view.shape)}; "
+                "reshape or cast it first"
+            )
+        used = any(
+            buffer.id in {v.buffer for v in (*node.inputs, node.output, *node.after)}
+            for nodes in self._methods.values()
+            for node in nodes
+        )
+        if buffer.kind not in WRITABLE_KINDS and (buffer.kind != "input" or used):
+            raise ValueError(
+                f"{op_name}: output {buffer.name!r} is an {buffer.kind} that is read elsewhere; "
+                "write into a state, or into a tensor nobody used yet"
+            )
+        if any(size > 1 and step == 0 for size, step in zip(
+            output.view.shape, output.view.strides, strict=True
+        )):
+            raise ValueError(f"{op_name}: output {buffer.name!r} is a broadcast view; copy it")
+
+    def _output_view(
+        self, op_name: str, spec: Spec, output: Value | None, name: str | None
+    ) -> View:
+        if output is None:
+            return whole_view(
+                self._add_buffer("activation", op_name, spec.shape, spec.dtype, name, self._method)
+            )
+        buffer = self._buffers[output.view.buffer]
+        if buffer.kind == "input":
+            self._buffers[buffer.id] = replace(buffer, kind="output", method=self._method)
+        return output.view
+
+    def _add_node(
+        self, op: Op, values: Sequence[Value], attrs: Mapping[str, AttrValue],
+        after: tuple[View, ...], target: View, name: str | None,
+    ) -> None:
+        views = tuple(v.view for v in values)
+        self._read_command_scalars((*views, target))
+        if self._would_overwrite_inputs(op, views, target):
+            # Tiles would read what their neighbours already wrote: go through a copy.
+            spare = whole_view(
+                self._add_buffer("activation", op.name, target.shape, target.dtype, name, self._method)
+            )
+            self._append(op.name, views, attrs, after, spare)
+            self._append("copy", (spare,), {}, (), target)
+        else:
+            self._append(op.name, views, attrs, after, target)
+
+    def _would_overwrite_inputs(self, op: Op, views: Sequence[View], target: View) -> bool:
+        shape = self._buffers[target.buffer].shape
+        is_map = op.kernel is not None and op.kernel.frame == "map"
+        return any(
+            view.buffer == target.buffer
+            and not (is_map and view == target)
+            and boxes_overlap(view.whole(shape).box, target.whole(shape).box)
+            for view in views
+        )
+
+    def _append(
+        self, op_name: str, views: tuple[View, ...], attrs: Mapping[str, AttrValue],
+        after: tuple[View, ...], target: View,
+    ) -> None:
+        nodes = self._methods[self._method]
+        name = self._buffers[target.buffer].name
+        nodes.append(
+            Node(
+                len(nodes), op_name, name, views, target, freeze_attrs(attrs), after, self._stage
+            )
+        )
+
+    def _read_command_scalars(self, views: tuple[View, ...]) -> None:
+        for view in views:
+            done = self._command_scalars.get(view.buffer)
+            if done is not None and self._method not in done:
+                done.add(self._method)
+                buffer = self._buffers[view.buffer]
+                self._append("command_scalar", (), {"name": buffer.name}, (), whole_view(buffer))
+
+    def _apply_view(
+        self, op: Op, values: Sequence[Value], attrs: Mapping[str, AttrValue],
+        after: tuple[View, ...], output: Value | None, name: str | None, deps: Sequence[Value],
+    ) -> Value:
+        assert op.view is not None
+        source = values[0]
+        view = op.view(source.view, attrs)
+        if view is None:
+            source = self.apply("copy", [source])
+            view = op.view(source.view, attrs)
+            assert view is not None, f"{op.name} of a contiguous tensor must be a view"
+        # The result stands in for its source: reading either reads the same memory.
+        result = Value(self, view, after)
+        for value in (source, *deps):
+            self._unconsumed.pop(value, None)
+        self._unconsumed[result] = None
+        if output is not None:
+            return self.apply("copy", [result], output=output, name=name)
+        return result
+
+
+def whole_view(buffer: Buffer) -> View:
+    """The view that covers all of a buffer."""
+    return View(buffer.id, buffer.dtype, 0, buffer.shape, row_major_strides(buffer.shape))
+
+
+def _checked_name(name: object) -> str:
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"name is {name!r}; it must be a non-empty string")
+    if len(name) > MAX_NAME_CHARS:
+        raise ValueError(f"name {name[:40]!r}... has {len(name)} characters; {MAX_NAME_CHARS} work")
+    return name
+
+
+def _default_dtype(value: object) -> str:
+    if isinstance(value, bool):
+        return "bool"
+    return "int32" if isinstance(value, int) else "fp32"
+
+
+def _bits(dtype: DType) -> np.dtype[np.generic]:
+    return np.dtype(f"u{dtype.itemsize}")
+
+
+def as_array(data: bytes, dtype: DType, shape: tuple[int, ...]) -> Array:
+    """Read the initial bytes of a buffer as an array."""
+    return np.frombuffer(data, dtype.numpy).reshape(shape)

@@ -1,0 +1,182 @@
+"""The model as data: buffers, views of them, and nodes that compute one view from others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from ark_dist.core.dtype import DType
+from ark_dist.core.layout import P
+from ark_dist.core.op import Attrs, AttrValue, Spec
+from ark_dist.core.region import buffer_box
+from ark_dist.core.shape import Box, Shape, full_box, row_major_strides
+
+# weight, constant: read-only · state: lives across iterations · input, output: the host's
+# side · activation: lives within one iteration.
+BUFFER_KINDS = ("weight", "constant", "state", "input", "output", "activation")
+WRITABLE_KINDS = ("state", "output", "activation")
+EFFECT_KINDS = ("state", "output")
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A piece of memory with a shape; contiguous, last dimension fastest.
+
+    Attributes:
+        id: its position in `Graph.buffers`.
+        name: the user's name, or one made from the operator; unique in the graph.
+        shape: sizes per dimension.
+        dtype: element type.
+        kind: one of `BUFFER_KINDS`.
+        method: the method an activation or output belongs to, None for shared ones.
+        slots: copies of it that iterations take in turn; 1 unless it is streamed.
+        packing: name of the layout a weight is stored in; "" is row-major.
+        initial: first bytes of a constant or state; None is zeros.
+        shard: how the mesh cuts it; None is not said.
+    """
+
+    id: int
+    name: str
+    shape: Shape
+    dtype: DType
+    kind: str
+    method: str | None
+    slots: int = 1
+    packing: str = ""
+    initial: bytes | None = None
+    shard: P | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all slots."""
+        return prod(self.shape) * self.dtype.itemsize * self.slots
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A strided window on a buffer; offset and strides count elements, strides are >= 0."""
+
+    buffer: int
+    dtype: DType
+    offset: int
+    shape: Shape
+    strides: Shape
+
+    @property
+    def spec(self) -> Spec:
+        """Shape and dtype."""
+        return Spec(self.shape, self.dtype)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether its elements follow one another in row-major order."""
+        expected = row_major_strides(self.shape)
+        return all(
+            size == 1 or a == b
+            for size, a, b in zip(self.shape, self.strides, expected, strict=True)
+        )
+
+    def region(self, box: Box, buffer_shape: Shape) -> "Region":
+        """The part of the buffer that `box` of this view touches."""
+        return Region(self.buffer, buffer_box(self.offset, self.strides, box, buffer_shape))
+
+    def whole(self, buffer_shape: Shape) -> "Region":
+        """The part of the buffer that the whole view touches."""
+        return self.region(full_box(self.shape), buffer_shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A box of a buffer, in the buffer's own coordinates."""
+
+    buffer: int
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One application of an operator.
+
+    Attributes:
+        id: its position in the method's node list; inputs come from smaller ids.
+        op: the operator's name.
+        name: the name of the buffer it writes.
+        inputs: the views it reads.
+        output: the view it writes.
+        attrs: the operator's attributes, sorted by name.
+        after: views it does not read but has to come after (`identity` with deps).
+        stage: the pipeline stage it runs in.
+    """
+
+    id: int
+    op: str
+    name: str
+    inputs: tuple[View, ...]
+    output: View
+    attrs: tuple[tuple[str, AttrValue], ...]
+    after: tuple[View, ...] = ()
+    stage: int = 0
+
+    @property
+    def attributes(self) -> Attrs:
+        """The attributes as a mapping."""
+        return dict(self.attrs)
+
+    @property
+    def input_specs(self) -> tuple[Spec, ...]:
+        """Shape and dtype of each input."""
+        return tuple(view.spec for view in self.inputs)
+
+
+def freeze_attrs(attrs: Mapping[str, AttrValue]) -> tuple[tuple[str, AttrValue], ...]:
+    """Attributes in the form nodes keep them: pairs sorted by name."""
+    return tuple(sorted(attrs.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class GraphMethod:
+    """One entry point of a graph: nodes in the order they were built."""
+
+    name: str
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One model: methods that share weights, constants, inputs and state."""
+
+    name: str
+    buffers: tuple[Buffer, ...]
+    methods: tuple[GraphMethod, ...]
+
+    def __str__(self) -> str:
+        lines = [f"graph {self.name!r}"]
+        lines += [f"  {describe_buffer(b)}" for b in self.buffers]
+        for method in self.methods:
+            lines.append(f"method {method.name}")
+            lines += [f"  {describe_node(n, self.buffers)}" for n in method.nodes]
+        return "\n".join(lines)
+
+
+def describe_buffer(buffer: Buffer) -> str:
+    """One line: name, dtype, shape, kind."""
+    return f"%{buffer.id} {buffer.name!r}: {buffer.dtype}{list(buffer.shape)} {buffer.kind}"
+
+
+def describe_view(view: View, buffers: tuple[Buffer, ...]) -> str:
+    """A view as `%buffer` or, where it is not the whole buffer, with its geometry."""
+    buffer = buffers[view.buffer]
+    if view.offset == 0 and view.shape == buffer.shape and view.is_contiguous:
+        return f"%{view.buffer}"
+    return f"%{view.buffer}+{view.offset}{list(view.shape)}/{list(view.strides)}"
+
+
+def describe_node(node: Node, buffers: tuple[Buffer, ...]) -> str:
+    """One line: `name: output = op(inputs) {attrs}`."""
+    inputs = ", ".join(describe_view(v, buffers) for v in node.inputs)
+    attrs = ", ".join(f"{k}={v!r}" for k, v in node.attrs)
+    text = f"{node.name!r}: {describe_view(node.output, buffers)} = {node.op}({inputs})"
+    if attrs:
+        text += f" {{{attrs}}}"
+    if node.after:
+        text += " after " + ", ".join(describe_view(v, buffers) for v in node.after)
+    return text

@@ -1,0 +1,143 @@
+"""Check a graph against the rules every later stage relies on."""
+
+from collections.abc import Iterator
+
+from ark_dist.core.dtype import DTYPES
+from ark_dist.core.errors import PlanError
+from ark_dist.core.graph import (
+    BUFFER_KINDS,
+    WRITABLE_KINDS,
+    Buffer,
+    Graph,
+    GraphMethod,
+    Node,
+    View,
+)
+from ark_dist.core.op import OPS, Op
+from ark_dist.core.shape import MAX_DIMS, MAX_ELEMENTS, boxes_overlap
+
+
+def verify_graph(graph: Graph) -> None:
+    """Raise PlanError naming the first rule the graph breaks, and where."""
+    for problem in graph_problems(graph):
+        raise PlanError(f"graph {graph.name!r}: {problem}")
+
+
+def graph_problems(graph: Graph) -> Iterator[str]:
+    """Yield every broken rule as a sentence."""
+    yield from _buffer_problems(graph.buffers)
+    names = [m.name for m in graph.methods]
+    if len(set(names)) != len(names):
+        yield f"two methods have one name: {names}"
+    for method in graph.methods:
+        yield from method_problems(graph.buffers, method)
+
+
+def method_problems(buffers: tuple[Buffer, ...], method: GraphMethod) -> Iterator[str]:
+    """Yield the broken rules of one method's nodes."""
+    written: set[int] = set()
+    stops = 0
+    for position, node in enumerate(method.nodes):
+        where = f"method {method.name!r}, node {position} ({node.op} {node.name!r})"
+        if node.id != position:
+            yield f"{where}: its id is {node.id}"
+        problems = list(_node_problems(buffers, node))
+        yield from (f"{where}: {p}" for p in problems)
+        if problems:
+            return
+        for view in (*node.inputs, *node.after):
+            buffer = buffers[view.buffer]
+            if buffer.kind in ("activation", "output") and view.buffer not in written:
+                yield f"{where}: reads {buffer.name!r} before anything wrote it"
+        target = buffers[node.output.buffer]
+        if target.method not in (None, method.name):
+            yield f"{where}: writes {target.name!r} of method {target.method!r}"
+        written.add(node.output.buffer)
+        stops += OPS[node.op].effect == "stop"
+    if stops > 1:
+        yield f"method {method.name!r} has {stops} stop operators; one may decide"
+
+
+def _buffer_problems(buffers: tuple[Buffer, ...]) -> Iterator[str]:
+    names = set()
+    for position, buffer in enumerate(buffers):
+        where = f"buffer {position} ({buffer.name!r})"
+        if buffer.id != position:
+            yield f"{where}: its id is {buffer.id}"
+        if buffer.name in names:
+            yield f"{where}: the name is taken"
+        names.add(buffer.name)
+        if buffer.kind not in BUFFER_KINDS:
+            yield f"{where}: kind {buffer.kind!r} is not one of {BUFFER_KINDS}"
+        if DTYPES.get(buffer.dtype.name) != buffer.dtype:
+            yield f"{where}: dtype {buffer.dtype!r} is unknown"
+        if len(buffer.shape) > MAX_DIMS or any(s < 0 for s in buffer.shape):
+            yield f"{where}: shape {buffer.shape} is out of range"
+            continue
+        count = 1
+        for size in buffer.shape:
+            count *= max(size, 1)
+        if count > MAX_ELEMENTS or not 1 <= buffer.slots <= 64:
+            yield f"{where}: {count} elements in {buffer.slots} slots are too many"
+        elif buffer.initial is not None and len(buffer.initial) * buffer.slots != buffer.size_bytes:
+            yield f"{where}: {len(buffer.initial)} initial bytes for {buffer.size_bytes}"
+
+
+def _node_problems(buffers: tuple[Buffer, ...], node: Node) -> Iterator[str]:
+    op = OPS.get(node.op)
+    if op is None or op.view is not None:
+        yield "the operator is unknown"
+        return
+    for view in (*node.inputs, node.output, *node.after):
+        problem = view_problem(buffers, view)
+        if problem:
+            yield problem
+            return
+    try:
+        spec = op.infer(node.input_specs, node.attributes)
+    except (TypeError, ValueError, KeyError) as error:
+        yield f"the operator refuses its inputs: {error}"
+        return
+    # The command's scalar takes the shape and dtype of the state it sets.
+    if op.effect != "command" and spec != node.output.spec:
+        yield f"writes {node.output.spec} where the operator makes {spec}"
+    target = buffers[node.output.buffer]
+    if target.kind not in WRITABLE_KINDS:
+        yield f"writes {target.name!r}, which is {target.kind}"
+    if any(n > 1 and s == 0 for n, s in zip(node.output.shape, node.output.strides, strict=True)):
+        yield f"writes a broadcast view of {target.name!r}"
+    yield from _alias_problems(buffers, op, node)
+
+
+def _alias_problems(buffers: tuple[Buffer, ...], op: Op, node: Node) -> Iterator[str]:
+    is_map = op.kernel is not None and op.kernel.frame == "map"
+    shape = buffers[node.output.buffer].shape
+    for view in node.inputs:
+        same = is_map and view == node.output
+        if view.buffer == node.output.buffer and not same and boxes_overlap(
+            view.whole(shape).box, node.output.whole(shape).box
+        ):
+            yield f"reads and writes overlapping parts of {buffers[view.buffer].name!r}"
+
+
+def view_problem(buffers: tuple[Buffer, ...], view: View) -> str | None:
+    """What is wrong with a view, or None: it must stay inside its buffer."""
+    if not 0 <= view.buffer < len(buffers):
+        return f"buffer {view.buffer} does not exist"
+    buffer = buffers[view.buffer]
+    if view.dtype != buffer.dtype:
+        return f"views {buffer.name!r} of {buffer.dtype} as {view.dtype}"
+    if len(view.shape) != len(view.strides) or len(view.shape) > MAX_DIMS:
+        return f"view of {buffer.name!r} has shape {view.shape} and strides {view.strides}"
+    if view.offset < 0 or any(v < 0 for v in (*view.shape, *view.strides)):
+        return f"view of {buffer.name!r} has a negative offset, size or stride"
+    count = 1
+    for size in buffer.shape:
+        count *= size
+    empty = any(size == 0 for size in view.shape)
+    last = view.offset + sum(
+        (n - 1) * s for n, s in zip(view.shape, view.strides, strict=True)
+    )
+    if not empty and last >= count:
+        return f"view of {buffer.name!r} reaches element {last} of {count}"
+    return None

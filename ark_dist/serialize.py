@@ -1,0 +1,287 @@
+"""Turn state_dicts into files, files into state_dicts, and NumPy arrays into torch tensors."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import ml_dtypes
+import numpy as np
+
+from ark_dist.core.errors import CheckpointError
+from ark_dist.safe_pickle import load_pickle
+from ark_dist.safetensors_file import (
+    CODES,
+    LENGTH_BYTES,
+    Array,
+    Dtype,
+    SafetensorsFile,
+    build_header,
+    check_bools,
+    check_name,
+    copy_native,
+    count_bytes,
+    native,
+    open_regular,
+    read_into,
+)
+from ark_dist.weight_zip import load_zip
+
+if TYPE_CHECKING:
+    import torch  # type: ignore[import-not-found,unused-ignore]  # reason: an optional package
+
+StateDict: TypeAlias = dict[str, Array]
+
+FORMATS = "safetensors, .npz, a torch checkpoint, a pickle of a dict of arrays"
+LFS_MAGIC = b"version https://git-lfs"
+PICKLE_PROTOCOLS = b"\x02\x03\x04\x05"
+_HEAD_BYTES = 32
+_PERMISSIONS = 0o777
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def save(state_dict: Mapping[str, Array], path: str | os.PathLike[str]) -> None:
+    """Write a state_dict as one safetensors file, whatever the file is called.
+
+    The file appears at once and whole, or the old one stays as it was. Names that share one
+    array are written once and stay tied. Raises TypeError and ValueError for what can't be
+    saved, CheckpointError where the file can't be written.
+    """
+    arrays, tied = _split_tied(_check_arrays(state_dict))
+    # Large items first keeps each tensor aligned to its own item size.
+    names = sorted(arrays, key=lambda name: -arrays[name].dtype.itemsize)
+    layouts = {name: (_native(arrays[name]), arrays[name].shape) for name in names}
+    header = build_header(layouts, tied)
+    with _replacing(os.fspath(path)) as write:
+        write(header)
+        for name in names:
+            wanted = layouts[name][0].newbyteorder("<")
+            flat = np.ascontiguousarray(arrays[name], wanted).reshape(-1)
+            write(flat.view(np.uint8).data)
+
+
+def _native(array: Array) -> Dtype:
+    dtype = native(array.dtype)
+    assert dtype is not None  # checked with the array
+    return dtype
+
+
+def _check_arrays(state_dict: object) -> StateDict:
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"save: found a {type(state_dict).__name__}, wanted a dict of name to numpy.ndarray"
+        )
+    arrays = dict(state_dict)
+    for name, array in arrays.items():
+        if not isinstance(name, str):
+            raise TypeError(f"save: found the key {name!r}, wanted a str")
+        if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+            raise TypeError(
+                f"save: {name!r} is a {type(array).__name__}, wanted a numpy.ndarray; "
+                "see convert_state_dict"
+            )
+        if native(array.dtype) is None:
+            wanted = ", ".join(str(dtype) for dtype in CODES)
+            raise TypeError(f"save: {name!r} has the dtype {array.dtype}, wanted {wanted}")
+        try:
+            check_name(name)
+            count_bytes(array.shape, array.dtype.itemsize)
+            check_bools(np.ascontiguousarray(array) if array.dtype == np.bool_ else array)
+        except ValueError as error:
+            raise ValueError(f"save: {name[:80]!r} has {error}") from None
+    return arrays
+
+
+def _split_tied(arrays: StateDict) -> tuple[StateDict, dict[str, str]]:
+    """Return the arrays to write, and alias -> name for those that share all their memory."""
+    first: dict[object, str] = {}
+    tied: dict[str, str] = {}
+    for name, array in arrays.items():
+        source = first.setdefault(_memory(array), name)
+        if source != name:
+            tied[name] = source
+    return {name: array for name, array in arrays.items() if name not in tied}, tied
+
+
+def _memory(array: Array) -> object:
+    if not array.size:
+        return id(array)
+    return array.ctypes.data, array.shape, array.strides, array.dtype.str
+
+
+@contextmanager
+def _replacing(path: str) -> Iterator[Callable[[bytes | memoryview], object]]:
+    """Give a function that writes bytes, then put them in the place of path, or change nothing."""
+    folder = Path(path).parent
+    temporary = folder / f".ark_dist-{secrets.token_hex(8)}.tmp"
+    fd = -1
+    try:
+        old_mode = _find_mode(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(temporary, flags, 0o666 if old_mode is None else 0o600)
+        mode = stat.S_IMODE(os.fstat(fd).st_mode) if old_mode is None else old_mode
+        # Nobody else reads a half-written file.
+        os.fchmod(fd, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            yield file.write
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        if fd >= 0:
+            with suppress(OSError):
+                temporary.unlink()
+        if isinstance(error, OSError):
+            raise CheckpointError(
+                f"{path}: can't be saved: {error.strerror}; the old file, if any, is unchanged"
+            ) from error
+        raise
+    _sync_folder(folder, path)
+
+
+def _find_mode(path: str) -> int | None:
+    """Return the permissions of the file to replace; None where there is none."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(mode):
+        kind = "a symlink" if stat.S_ISLNK(mode) else "a folder or special file"
+        raise CheckpointError(f"{path}: found {kind}, wanted a regular file or none to save to")
+    return mode & _PERMISSIONS
+
+
+def _sync_folder(folder: Path, path: str) -> None:
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: saved, but a power cut may undo it: {error.strerror}; save it again"
+        ) from error
+
+
+def load(path: str | os.PathLike[str]) -> StateDict:
+    """Return the name -> array of a file; each array is writable and in memory.
+
+    The format is told from the content: safetensors, .npz, a torch checkpoint, or a pickle, of
+    which only arrays in a dict are read and nothing is run. Names that were tied come back as
+    one array. Raises FileNotFoundError where there is no file, and CheckpointError for a file
+    that is damaged, unsafe, or of another format.
+    """
+    name = os.fspath(path)
+    fd = open_regular(name)
+    try:
+        size_bytes = os.fstat(fd).st_size
+        head = bytearray(min(_HEAD_BYTES, size_bytes))
+        read_into(fd, 0, memoryview(head), name)
+        if head.startswith(b"PK"):
+            with os.fdopen(os.dup(fd), "rb") as file:
+                return load_zip(file, size_bytes, name)
+        is_pickle = head[:1] == b"\x80" and head[1:2] in PICKLE_PROTOCOLS
+        if is_pickle and not _is_safetensors(head, size_bytes):
+            data = bytearray(size_bytes)
+            read_into(fd, 0, memoryview(data), name)
+            return load_pickle(bytes(data), name)
+    finally:
+        os.close(fd)
+    if head[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{":
+        raise CheckpointError(_describe(head, size_bytes, name))
+    return _load_safetensors(name)
+
+
+def _is_safetensors(head: bytearray, size_bytes: int) -> bool:
+    header_bytes = int.from_bytes(head[:LENGTH_BYTES], "little")
+    return head[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{" and header_bytes < size_bytes
+
+
+def _describe(head: bytearray, size_bytes: int, path: str) -> str:
+    if head.startswith(LFS_MAGIC):
+        return (
+            f"{path}: found a git LFS pointer of {size_bytes} bytes, wanted the weights; "
+            "run `git lfs pull`"
+        )
+    return (
+        f"{path}: found {size_bytes} bytes that start with {bytes(head[:16])!r}, "
+        f"wanted {FORMATS}; fetch or save it again"
+    )
+
+
+def _load_safetensors(path: str) -> StateDict:
+    with SafetensorsFile.open(path) as file:
+        arrays = {name: file.read(name) for name in file.tensors}
+        return arrays | {alias: arrays[name] for alias, name in file.tied.items()}
+
+
+def convert_state_dict(
+    state_dict: Mapping[str, Array | torch.Tensor], type: str
+) -> dict[str, Array] | dict[str, torch.Tensor]:
+    """Return a state_dict as type "torch" or "numpy": new data, with ties and bits kept.
+
+    Raises TypeError for another type or for a value that is neither array nor tensor, and
+    ImportError for "torch" where torch is not installed.
+    """
+    if type not in ("torch", "numpy"):
+        raise TypeError(f'convert_state_dict: found the type {type!r}, wanted "torch" or "numpy"')
+    if not isinstance(state_dict, Mapping):
+        raise TypeError("convert_state_dict: wanted a dict of name to array or tensor")
+    values = dict(state_dict)
+    arrays: StateDict = {}
+    done: dict[object, Array] = {}
+    for name, value in values.items():
+        identity, copy = _look_at(name, value)
+        if identity not in done:
+            done[identity] = copy()
+        arrays[name] = done[identity]
+    return _to_torch(arrays) if type == "torch" else arrays
+
+
+def _look_at(name: str, value: object) -> tuple[object, Callable[[], Array]]:
+    """Return what two tied values have in common, and how to copy the value to NumPy."""
+    if isinstance(value, np.ndarray) and native(value.dtype) is not None:
+        array: Array = value
+        return _memory(array), lambda: copy_native(array)
+    loaded = sys.modules.get("torch")
+    if loaded is None or not isinstance(value, loaded.Tensor) or value.layout != loaded.strided:
+        raise TypeError(
+            f"convert_state_dict: {name!r} is a {type(value).__name__}, wanted a "
+            "numpy.ndarray or a dense torch.Tensor of numbers or bool"
+        )
+    tensor: torch.Tensor = value
+    memory = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+    return memory if tensor.numel() else id(tensor), lambda: _from_torch(tensor)
+
+
+def _from_torch(tensor: torch.Tensor) -> Array:
+    import torch
+
+    plain = tensor.detach().cpu().contiguous()
+    if plain.dtype == torch.bfloat16:
+        return np.array(plain.view(torch.int16).numpy()).view(_BFLOAT16)
+    return np.array(plain.numpy())
+
+
+def _to_torch(arrays: StateDict) -> dict[str, torch.Tensor]:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            "convert_state_dict: torch is not installed; `pip install torch`, or keep the arrays"
+        ) from error
+    done: dict[int, torch.Tensor] = {}
+    for array in arrays.values():
+        if id(array) not in done:
+            is_bfloat16 = array.dtype == _BFLOAT16
+            tensor = torch.from_numpy(array.view(np.int16) if is_bfloat16 else array)
+            done[id(array)] = tensor.view(torch.bfloat16) if is_bfloat16 else tensor
+    return {name: done[id(array)] for name, array in arrays.items()}

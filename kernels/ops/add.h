@@ -1,0 +1,5 @@
+// Add two tensors, broadcasting as NumPy does.
+template <class T>
+ARK_FN T ark_add(T a, T b) {
+  return T(a + b);
+}

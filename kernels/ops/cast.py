@@ -1,0 +1,59 @@
+"""Convert a tensor to another dtype."""
+
+import numpy as np
+
+from ark_dist.core.dtype import ALL_DTYPES, DTYPES, DType
+from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Spec, Specs, register
+from ark_dist.core.shape import Box
+from ark_dist.kernels.rules import INPUT, map_boxes, map_cost, map_tiles
+
+SUMMARY = """Convert a tensor to `dtype`.
+
+Floats round to nearest even. Floats to integers cut the fraction off and stop at the
+integer's range, NaN becomes 0; integers to narrower integers wrap; anything but 0 is True."""
+
+
+def _dtype(attrs: Attrs) -> DType:
+    name = attrs["dtype"]
+    if not isinstance(name, str) or name not in DTYPES:
+        raise TypeError(f"cast: dtype {name!r} is not supported; use one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _infer(specs: Specs, attrs: Attrs) -> Spec:
+    return Spec(specs[0].shape, _dtype(attrs))
+
+
+def _reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
+    value, dtype = tiles[0], _dtype(attrs)
+    if dtype.kind == "bool":
+        return value != 0
+    if dtype.is_float:
+        # Two roundings would differ from one: round from float64 straight to the dtype.
+        return value.astype(np.float64).astype(dtype.numpy)
+    if np.issubdtype(value.dtype, np.floating):
+        info = np.iinfo(dtype.numpy)
+        return np.clip(np.nan_to_num(np.trunc(value), nan=0.0), info.min, info.max).astype(
+            dtype.numpy
+        )
+    return value.astype(dtype.numpy)
+
+
+register(
+    Op(
+        name="cast",
+        summary=SUMMARY,
+        arguments=(INPUT, Argument("dtype", "DTypeLike", "the dtype of the result", None)),
+        dtypes=ALL_DTYPES,
+        infer=_infer,
+        view=None,
+        in_boxes=map_boxes,
+        reference=_reference,
+        tiles=map_tiles,
+        cost=map_cost,
+        sharding="...",
+        gradient=None,
+        effect="none",
+        kernel=Kernel("map", "ark_cast"),
+    )
+)

@@ -1,0 +1,23 @@
+"""Turn rows into probabilities."""
+
+import numpy as np
+
+from ark_dist.core.dtype import FLOATS
+from ark_dist.core.op import Array, Attrs
+from ark_dist.kernels.rows import AXIS, row_op
+from ark_dist.kernels.rules import INPUT
+
+
+def _softmax(x: Array, axis: int, attrs: Attrs) -> Array:
+    with np.errstate(all="ignore"):
+        e = np.exp(x - x.max(axis=axis, keepdims=True))
+        return e / e.sum(axis=axis, keepdims=True)
+
+
+row_op(
+    "softmax",
+    "exp(x) / sum(exp(x)) along `axis`, computed from x - max(x) so that nothing overflows.",
+    (INPUT, AXIS),
+    FLOATS,
+    _softmax,
+)

@@ -1,0 +1,183 @@
+"""Rules that many operator records share: dtype checks, tiles, costs, elementwise records."""
+
+from collections.abc import Callable
+from math import prod
+
+import numpy as np
+
+from ark_dist.core.dtype import BOOL, DType
+from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Spec, Specs, register
+from ark_dist.core.shape import Box, Shape, box_size, broadcast_shapes, full_box
+from ark_dist.core.target import Cost, Target
+
+INPUT = Argument("input", "Tensor", "the tensor to work on", None)
+OTHER = Argument("other", "Operand", "the second tensor, or a number", None)
+# A task should be worth several signals between workers.
+GRAIN_HOPS = 4
+# One cache line of the widest type: tiles that share a line slow each other down.
+LINE_ELEMENTS = 64
+
+
+def check_dtypes(name: str, allowed: tuple[str, ...], specs: Specs) -> None:
+    """Raise TypeError unless all inputs have one dtype, and the operator takes it."""
+    for spec in specs:
+        if spec.dtype.name not in allowed:
+            raise TypeError(
+                f"{name}: dtype {spec.dtype} is not supported; use {', '.join(allowed)}, "
+                "or cast the tensor"
+            )
+    if len({spec.dtype for spec in specs}) > 1:
+        found = " and ".join(spec.dtype.name for spec in specs)
+        raise TypeError(f"{name}: dtypes differ, {found}; cast one of them")
+
+
+def int_attr(attrs: Attrs, name: str) -> int:
+    """An attribute that is an integer."""
+    value = attrs[name]
+    assert isinstance(value, int), f"{name} is {value!r}"
+    return value
+
+
+def spread(out: Shape, parts: int, units: Shape) -> tuple[Box, ...]:
+    """Cut a shape into about `parts` boxes, outer dimensions first, in whole `units`."""
+    if prod(out) == 0:
+        return ()
+    boxes: list[Box] = [()]
+    for size, unit in zip(out, units, strict=True):
+        pieces = min(max(parts // len(boxes), 1), -(-size // unit))
+        cuts = cut(size, pieces, unit)
+        boxes = [(*box, interval) for box in boxes for interval in cuts]
+    return tuple(boxes)
+
+
+def cut(size: int, pieces: int, unit: int) -> list[tuple[int, int]]:
+    """Cut [0, size) into `pieces` intervals of whole units, as even as they can be."""
+    units = -(-size // unit)
+    edges = [units * i // pieces * unit for i in range(pieces)] + [size]
+    return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+
+
+def parts_worth(cost: Cost, target: Target) -> int:
+    """How many tasks a piece of work is worth on the target, one per worker at most."""
+    grain_s = GRAIN_HOPS * target.hop_s
+    return max(1, min(target.worker_count, int(target.seconds(cost) / grain_s)))
+
+
+def moved_bytes(specs: Specs, out: Spec) -> int:
+    """Bytes of all inputs and the output together."""
+    return sum(prod(s.shape) * s.dtype.itemsize for s in (*specs, out))
+
+
+def share(total: int, box: Box, out: Spec) -> int:
+    """The part of `total` that falls to a box, by its share of the output's elements."""
+    return total * box_size(box) // max(prod(out.shape), 1)
+
+
+def broadcast_box(shape: Shape, box: Box) -> Box:
+    """The box of a broadcast input that an output box reads."""
+    skipped = len(box) - len(shape)
+    return tuple(
+        (0, 1) if size == 1 else interval
+        for size, interval in zip(shape, box[skipped:], strict=True)
+    )
+
+
+def map_tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
+    """Tiles of an elementwise operator: any cut will do, outermost dimensions first."""
+    parts = parts_worth(map_cost(specs, out, attrs, full_box(out.shape)), target)
+    units = (1,) * (len(out.shape) - 1) + (LINE_ELEMENTS,) * min(len(out.shape), 1)
+    return spread(out.shape, parts, units) if out.shape else ((),)
+
+
+def map_cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
+    """Every element is read, computed once and written."""
+    return Cost(share(moved_bytes(specs, out), box, out), box_size(box))
+
+
+def map_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...]:
+    """Elementwise operators read the box they write, broadcast."""
+    return tuple(broadcast_box(spec.shape, box) for spec in specs)
+
+
+def elementwise(
+    name: str,
+    summary: str,
+    arguments: tuple[Argument, ...],
+    dtypes: tuple[str, ...],
+    reference: Callable[..., Array],
+    *,
+    result: DType | None = None,
+) -> Op:
+    """Register an elementwise operator; `result` is its output dtype if not the inputs'."""
+
+    def infer(specs: Specs, attrs: Attrs) -> Spec:
+        check_dtypes(name, dtypes, specs)
+        return Spec(broadcast_shapes(name, *(s.shape for s in specs)), result or specs[0].dtype)
+
+    def run(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
+        with np.errstate(all="ignore"):
+            value = reference(*tiles)
+        return np.broadcast_to(value, tuple(b - a for a, b in box))
+
+    infer.__module__ = __name__
+    return register(
+        Op(
+            name=name,
+            summary=summary,
+            arguments=arguments,
+            dtypes=dtypes,
+            infer=infer,
+            view=None,
+            in_boxes=map_boxes,
+            reference=run,
+            tiles=map_tiles,
+            cost=map_cost,
+            sharding="...",
+            gradient=None,
+            effect="none",
+            kernel=Kernel("map", f"ark_{name}"),
+        )
+    )
+
+
+def comparison(name: str, summary: str, reference: Callable[..., Array]) -> Op:
+    """Register an elementwise comparison of two tensors that gives bool."""
+    from ark_dist.core.dtype import NUMBERS
+
+    return elementwise(name, summary, (INPUT, OTHER), NUMBERS, reference, result=BOOL)
+
+
+def no_reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
+    """Reference of views: nothing is computed."""
+    raise AssertionError("views have no tasks")
+
+
+def view_op(
+    name: str,
+    summary: str,
+    arguments: tuple[Argument, ...],
+    infer: Callable[[Specs, Attrs], Spec],
+    view: Callable[..., object],
+    sharding: str | None,
+) -> Op:
+    """Register an operator that only looks at memory in another way."""
+    from ark_dist.core.dtype import ALL_DTYPES
+
+    return register(
+        Op(
+            name=name,
+            summary=summary,
+            arguments=arguments,
+            dtypes=ALL_DTYPES,
+            infer=infer,
+            view=view,  # type: ignore[arg-type]  # returns View | None
+            in_boxes=map_boxes,
+            reference=no_reference,
+            tiles=map_tiles,
+            cost=map_cost,
+            sharding=sharding,
+            gradient=None,
+            effect="none",
+            kernel=None,
+        )
+    )

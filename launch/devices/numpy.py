@@ -1,0 +1,95 @@
+"""Run a plan with the operators' references: the definition of correct."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ark_dist.core.dtype import DType
+from ark_dist.core.errors import TaskError
+from ark_dist.core.graph import View
+from ark_dist.core.op import OPS, Array
+from ark_dist.core.plan import Method, Plan
+from ark_dist.core.shape import Box
+from ark_dist.launch.machine import Chooser, Command, Machine, in_task_order
+from ark_dist.launch.memory import Arenas
+from ark_dist.scheduler.tile import node_boxes
+
+
+class NumpyDevice:
+    """Computes tile by tile in float64, in one thread, in the order `choose` likes."""
+
+    def __init__(self, plan: Plan, *, choose: Chooser = in_task_order) -> None:
+        """Take any plan, whatever target it was made for."""
+        self.plan = plan
+        self._machine = Machine(plan, self._body, choose)
+        self._pending: list[Command] = []
+        self._arenas: Arenas | None = None
+
+    def compile(self, on_compile: Callable[[Path], None]) -> None:
+        """There is nothing to compile."""
+
+    def start(self, arenas: Arenas) -> None:
+        """Take the memory to work on."""
+        self._arenas = arenas
+
+    def post(self, command: Command) -> None:
+        """Remember the command; the work is done by `wait`."""
+        self._pending.append(command)
+
+    def wait(self, timeout_s: float) -> list[int]:
+        """Do all that was posted."""
+        pending, self._pending = self._pending, []
+        return [self._machine.run(command) for command in pending]
+
+    def stop(self) -> None:
+        """Let go of the memory."""
+        self._arenas = None
+        self._pending = []
+        self._machine = Machine(self.plan, self._body, self._machine.choose)
+
+    def _body(self, method: Method, task_id: int, iteration: int, command: Command) -> bool:
+        assert self._arenas is not None
+        task = method.tasks[task_id]
+        group = method.groups[task.group]
+        made: dict[View, Array] = {}
+        for node, out_box, in_boxes in node_boxes(group, method.nodes, task.box):
+            op = OPS[node.op]
+            if op.effect == "command":
+                self._set_scalar(node.output, str(node.attributes["name"]), iteration, command)
+                return False
+            tiles = tuple(
+                made[view] if view in made else _widened(self._tile(view, box), view.dtype)
+                for view, box in zip(node.inputs, in_boxes, strict=True)
+            )
+            try:
+                value = op.reference(tiles, node.attributes, out_box)
+            except IndexError as error:
+                raise TaskError(
+                    f"rank {self.plan.rank}: task {task_id} ({node.op} {node.name!r}) of method "
+                    f"{method.name!r}, iteration {iteration}: {error}"
+                ) from None
+            made[node.output] = _widened(_rounded(value, node.output.dtype), node.output.dtype)
+        output = method.nodes[group.nodes[-1]].output
+        result = made[output]
+        self._tile(output, task.box)[...] = result.astype(output.dtype.numpy)
+        return task.effect == "stop" and bool(np.any(result != 0))
+
+    def _tile(self, view: View, box: Box) -> Array:
+        assert self._arenas is not None
+        return self._arenas.view(view)[tuple(slice(a, b) for a, b in box)]
+
+    def _set_scalar(self, target: View, name: str, iteration: int, command: Command) -> None:
+        assert self._arenas is not None
+        value = dict(command.scalars).get(name)
+        if iteration == 0 and value is not None:
+            self._arenas.view(target)[...] = value
+
+
+def _widened(array: Array, dtype: DType) -> Array:
+    return array.astype(np.float64) if dtype.is_float else array
+
+
+def _rounded(array: Array, dtype: DType) -> Array:
+    with np.errstate(all="ignore"):
+        return array.astype(dtype.numpy)

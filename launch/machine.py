@@ -1,0 +1,174 @@
+"""Walk a plan's queues step by step, as a kernel's workers would, in any order one likes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ark_dist.core.errors import StallError
+from ark_dist.core.op import AttrValue
+from ark_dist.core.plan import Method, Plan
+
+Scalars = Mapping[str, int | float | bool]
+# Given the workers that can take a step and their next tasks, the one that does.
+Chooser = Callable[[Sequence[tuple[int, int]]], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What the host asks for: run a method some iterations, with scalars for iteration 0."""
+
+    method: str
+    iterations: int
+    epoch: int
+    scalars: tuple[tuple[str, AttrValue], ...] = ()
+
+
+@dataclass(slots=True)
+class MethodState:
+    """Counters and turns of one method; both only grow."""
+
+    counters: list[int]
+    turn: int = 0
+    last_turn: int | None = None
+    decided: int = 0
+
+
+@dataclass(slots=True)
+class Worker:
+    """Where one worker stands in the current command."""
+
+    turn: int
+    position: int = 0
+
+
+@dataclass(slots=True)
+class Machine:
+    """Runs commands one after the other; every command ends with all workers joined.
+
+    `body(method, task_id, iteration, command)` computes one task and returns whether a stop
+    task wants to end the run. `choose` picks who steps next: any choice must give the same
+    result, that is what the waits are for.
+    """
+
+    plan: Plan
+    body: Callable[[Method, int, int, Command], bool]
+    choose: Chooser
+    states: dict[str, MethodState] = field(default_factory=dict)
+    closed_epoch: int = -1
+
+    def run(self, command: Command) -> int:
+        """Execute one command and return how many iterations it did."""
+        if command.epoch <= self.closed_epoch:
+            return 0
+        method = self.plan.method(command.method)
+        state = self.states.setdefault(method.name, MethodState([0] * len(method.counters)))
+        first, end = state.turn, state.turn + command.iterations
+        workers = [Worker(first) for _ in method.queues]
+        while True:
+            ready = []
+            is_done = True
+            for index, worker in enumerate(workers):
+                task = self._next(method, state, worker, index, first, end)
+                if task is None:
+                    continue
+                is_done = False
+                if task >= 0:
+                    ready.append((index, task))
+            if is_done:
+                break
+            if not ready:
+                raise StallError(self._stall_text(method, state, workers))
+            self._step(method, state, workers, self.choose(ready), command, first)
+        return self._finish(method, state, command, first, end)
+
+    def _next(
+        self, method: Method, state: MethodState, worker: Worker, index: int, first: int, end: int
+    ) -> int | None:
+        """The task the worker could run now; -1 if it has to wait, None if it is through."""
+        queue = method.queues[index]
+        while worker.turn < end and not queue:
+            if self._gate(method, state, worker.turn, first) is not True:
+                break
+            worker.turn += 1
+        if worker.turn >= end:
+            return None
+        if worker.position == 0:
+            gate = self._gate(method, state, worker.turn, first)
+            if gate is not True:
+                return gate
+        task = queue[worker.position]
+        for wait in method.waits[task]:
+            counter = method.counters[wait.counter]
+            need = (worker.turn - wait.turns_back) * counter.signals + wait.threshold
+            if state.counters[wait.counter] < need:
+                return -1
+        return task
+
+    def _gate(
+        self, method: Method, state: MethodState, turn: int, first: int
+    ) -> bool | int | None:
+        """True if the turn may start, -1 if its decision is awaited, None if it never will."""
+        if method.stop_task is None or turn - method.depth < first:
+            return True
+        if state.decided <= turn - method.depth:
+            return -1
+        is_over = state.last_turn is not None and state.last_turn <= turn - method.depth
+        return None if is_over else True
+
+    def _step(
+        self, method: Method, state: MethodState, workers: Sequence[Worker], index: int,
+        command: Command, first: int,
+    ) -> None:
+        worker = workers[index]
+        task = method.queues[index][worker.position]
+        is_live = state.last_turn is None or worker.turn <= state.last_turn
+        if is_live:
+            wants_stop = self.body(method, task, worker.turn - first, command)
+            if task == method.stop_task:
+                if wants_stop:
+                    state.last_turn = worker.turn
+                state.decided = worker.turn + 1
+        state.counters[method.signals[task]] += 1
+        worker.position += 1
+        if worker.position == len(method.queues[index]):
+            worker.position = 0
+            worker.turn += 1
+
+    def _finish(
+        self, method: Method, state: MethodState, command: Command, first: int, end: int
+    ) -> int:
+        if state.last_turn is None:
+            state.turn = end
+            return command.iterations
+        done = state.last_turn - first + 1
+        state.turn = min(end, state.last_turn + method.depth)
+        state.last_turn = None
+        self.closed_epoch = command.epoch
+        return done
+
+    def _stall_text(
+        self, method: Method, state: MethodState, workers: Sequence[Worker]
+    ) -> str:
+        for index, worker in enumerate(workers):
+            queue = method.queues[index]
+            if not queue:
+                continue
+            task = queue[worker.position]
+            for wait in method.waits[task]:
+                counter = method.counters[wait.counter]
+                need = (worker.turn - wait.turns_back) * counter.signals + wait.threshold
+                have = state.counters[wait.counter]
+                if have < need:
+                    ops = "+".join(
+                        method.nodes[n].op for n in method.groups[method.tasks[task].group].nodes
+                    )
+                    return (
+                        f"rank {self.plan.rank}, worker {index}: task {task} ({ops}) of method "
+                        f"{method.name!r} waits for counter {wait.counter} ({counter.kind} of "
+                        f"{counter.owner}): have {have}, want {need}; no worker can go on"
+                    )
+        return f"rank {self.plan.rank}: no worker of method {method.name!r} can go on"
+
+
+def in_task_order(ready: Sequence[tuple[int, int]]) -> int:
+    """Step the worker whose task comes first in the linear order."""
+    return min(ready, key=lambda item: item[1])[0]

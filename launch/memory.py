@@ -1,0 +1,89 @@
+"""Allocate the arenas of a plan, and read and write tensors in them."""
+
+import mmap
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ark_dist.core.builder import as_array
+from ark_dist.core.graph import Region, View
+from ark_dist.core.op import Array
+from ark_dist.core.plan import ARENAS, Plan
+
+HUGE_PAGE_BYTES = 2 * 1024 * 1024
+# All bits set: NaN in every float, and absurd as an index.
+POISON = 0xFF
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Arenas:
+    """The memory of one rank's program, by arena name."""
+
+    plan: Plan
+    memory: dict[str, Bytes]
+
+    def address(self, arena: str) -> int:
+        """Where the arena starts."""
+        return int(self.memory[arena].ctypes.data)
+
+    def buffer(self, buffer_id: int) -> Array:
+        """A buffer as a writable array over its arena."""
+        buffer, place = self.plan.buffers[buffer_id], self.plan.places[buffer_id]
+        part = self.memory[place.arena][place.offset : place.offset + buffer.size_bytes]
+        return part.view(buffer.dtype.numpy).reshape(buffer.shape)
+
+    def view(self, view: View) -> Array:
+        """A view as a strided array over its arena; writable unless it is broadcast."""
+        flat = self.buffer(view.buffer).reshape(-1)
+        if 0 in view.shape:
+            return np.empty(view.shape, flat.dtype)
+        return np.lib.stride_tricks.as_strided(
+            flat[view.offset :],
+            view.shape,
+            tuple(s * flat.itemsize for s in view.strides),
+            writeable=not any(
+                n > 1 and s == 0 for n, s in zip(view.shape, view.strides, strict=True)
+            ),
+        )
+
+    def region(self, region: Region) -> Array:
+        """A box of a buffer as an array over its arena."""
+        return self.buffer(region.buffer)[tuple(slice(a, b) for a, b in region.box)]
+
+
+def allocate(plan: Plan) -> Arenas:
+    """Allocate all arenas, poison activations and outputs, fill constants and states."""
+    memory = {
+        name: _allocate(size) for name, size in zip(ARENAS, plan.arena_bytes, strict=True)
+    }
+    arenas = Arenas(plan, memory)
+    memory["activations"][:] = POISON
+    for buffer in plan.buffers:
+        if buffer.kind == "output":
+            arenas.buffer(buffer.id).reshape(-1).view(np.uint8)[:] = POISON
+    reset_state(arenas, kinds=("constant", "state"))
+    return arenas
+
+
+def reset_state(arenas: Arenas, kinds: tuple[str, ...] = ("state",)) -> None:
+    """Fill the buffers of these kinds with their initial values."""
+    for buffer in arenas.plan.buffers:
+        if buffer.kind in kinds:
+            target = arenas.buffer(buffer.id)
+            if buffer.initial is None:
+                target.reshape(-1).view(np.uint8)[:] = 0
+            else:
+                target[...] = as_array(buffer.initial, buffer.dtype, buffer.shape)
+
+
+def _allocate(size_bytes: int) -> Bytes:
+    # Anonymous maps are zero, aligned to pages, and freed with the last array over them.
+    pages = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if size_bytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, np.uint8, count=max(size_bytes, 1))
+
+

@@ -1,0 +1,192 @@
+"""Hold one program on one device: its memory, its lifecycle, and the way data gets in and out."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ark_dist.core.errors import ArkError, LifecycleError
+from ark_dist.core.graph import View
+from ark_dist.core.op import Array
+from ark_dist.core.plan import Plan
+from ark_dist.launch.devices.base import Device
+from ark_dist.launch.machine import Command, Scalars
+from ark_dist.launch.memory import Arenas, allocate, reset_state
+
+# Which call is legal in which state, and the state after it. `docs/lifecycle.md` shows this.
+TRANSITIONS = {
+    ("new", "compile"): "compiled",
+    ("compiled", "compile"): "compiled",
+    ("compiled", "read"): "compiled",
+    ("compiled", "write"): "compiled",
+    ("compiled", "launch"): "launched",
+    ("launched", "read"): "launched",
+    ("launched", "write"): "launched",
+    ("launched", "run"): "running",
+    ("launched", "wait"): "launched",
+    ("launched", "stop"): "compiled",
+    ("running", "run"): "running",
+    ("running", "wait"): "launched",
+    ("running", "stop"): "compiled",
+    # A kernel that ended with an error: its memory can be read, and it can be started anew.
+    ("failed", "read"): "failed",
+    ("failed", "write"): "failed",
+    ("failed", "stop"): "compiled",
+    ("failed", "launch"): "launched",
+}
+WAYS_OUT = {
+    "new": "call compile() first",
+    "compiled": "call launch() first",
+    "launched": "call stop() first",
+    "running": "call wait() or stop() first",
+    "failed": "the kernel ended with an error; call launch() to start it anew",
+    "closed": "the program was closed; make a new one",
+}
+# wait() looks for Ctrl-C this often.
+SLICE_S = 0.1
+MAX_ITERATIONS = 2**40
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """Limits of a session: `timeout_s` bounds every wait without progress, in seconds."""
+
+    timeout_s: float = 60.0
+
+
+class Session:
+    """One program on one device. Not thread-safe, except that `run` may follow `run`."""
+
+    def __init__(self, plan: Plan, device: Device, options: SessionOptions) -> None:
+        """Take a plan and the device that will run it; nothing happens yet."""
+        self.plan = plan
+        self._device = device
+        self._options = options
+        self._state = "new"
+        self._arenas: Arenas | None = None
+        self._epoch = 0
+        self._launched_at = 0.0
+
+    @property
+    def state(self) -> str:
+        """Where in the lifecycle the session is."""
+        return self._state
+
+    def compile(self, on_compile: Callable[[Path], None]) -> None:
+        """Make the kernel and allocate the memory."""
+        state = self._next("compile")
+        self._device.compile(on_compile)
+        if self._arenas is None:
+            self._arenas = allocate(self.plan)
+        self._state = state
+
+    def write(self, view: View, value: Array) -> None:
+        """Copy an array of the view's shape and dtype into the program's memory."""
+        state = self._next("write")
+        self.memory.view(view)[...] = value
+        self._state = state
+
+    def read(self, view: View) -> Array:
+        """Return a copy of what the program's memory holds."""
+        state = self._next("read")
+        value = np.array(self.memory.view(view))
+        self._state = state
+        return value
+
+    def reset_state(self) -> None:
+        """Set all state tensors back to their initial values."""
+        self._next("write")
+        reset_state(self.memory)
+
+    def launch(self) -> None:
+        """Start the resident kernel; it computes nothing yet."""
+        state = self._next("launch")
+        self._device.start(self.memory)
+        self._launched_at = time.monotonic()
+        self._state = state
+
+    def run(self, iterations: int, method: str, scalars: Scalars) -> None:
+        """Queue `iterations` turns of a method and return at once."""
+        state = self._next("run")
+        if isinstance(iterations, bool) or not isinstance(iterations, (int, np.integer)):
+            raise TypeError(f"run: iterations is {iterations!r}; it must be an integer")
+        if not 0 <= iterations <= MAX_ITERATIONS:
+            raise ValueError(f"run: iterations is {iterations}; it must be 0 to 2**40")
+        checked = self._checked_scalars(method, scalars)
+        self._device.post(Command(method, int(iterations), self._epoch, checked))
+        self._state = state
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Block until all runs are done; return the iterations they did.
+
+        Raises StallError when the kernel makes no progress, TimeoutError when `timeout_s`
+        (seconds) ran out first: the runs go on then.
+        """
+        state = self._next("wait")
+        if self._state == "launched":
+            return 0
+        try:
+            done = self._device.wait(timeout_s if timeout_s is not None else float("inf"))
+        except TimeoutError:
+            raise
+        except ArkError:
+            self._state = "failed"
+            raise
+        self._epoch += 1
+        self._state = state
+        return sum(done)
+
+    def stop(self) -> float:
+        """Finish all runs, end the kernel, and return milliseconds since `launch`."""
+        state = self._next("stop")
+        if self._state == "running":
+            self.wait()
+        self._device.stop()
+        self._state = state
+        return (time.monotonic() - self._launched_at) * 1e3
+
+    def close(self) -> None:
+        """End the kernel if it runs, and let go of the memory; safe to call twice."""
+        if self._state in ("launched", "running", "failed"):
+            self._device.stop()
+        self._state = "closed"
+        self._arenas = None
+
+    @property
+    def memory(self) -> Arenas:
+        """The arenas; allocated by `compile`."""
+        if self._arenas is None:
+            raise LifecycleError(f"the program has no memory yet; {WAYS_OUT[self._state]}")
+        return self._arenas
+
+    def _next(self, call: str) -> str:
+        state = TRANSITIONS.get((self._state, call))
+        if state is None:
+            raise LifecycleError(f"{call}() is not allowed while {self._state}; "
+                                 f"{WAYS_OUT[self._state]}")
+        return state
+
+    def _checked_scalars(
+        self, method: str, scalars: Scalars
+    ) -> tuple[tuple[str, int | float | bool], ...]:
+        nodes = self.plan.method(method).nodes
+        known = {str(n.attributes["name"]): n.output for n in nodes if n.op == "command_scalar"}
+        checked = []
+        for name, value in sorted(scalars.items()):
+            if name not in known:
+                raise ValueError(
+                    f"run: scalar {name!r} is not one of method {method!r}; there are "
+                    f"{', '.join(sorted(known)) or 'none'}"
+                )
+            if not isinstance(value, (bool, int, float, np.number, np.bool_)):
+                raise TypeError(f"run: scalar {name!r} is {value!r}; it must be a number")
+            item = np.asarray(value).astype(known[name].dtype.numpy)
+            if item.item() != value:
+                raise ValueError(f"run: scalar {name!r} is {value!r}, which does not fit "
+                                 f"{known[name].dtype}")
+            checked.append((name, item.item()))
+        return tuple(checked)
+
+

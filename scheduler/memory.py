@@ -1,0 +1,140 @@
+"""Place buffers in arenas; activations share memory when their lifetimes do not meet."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ark_dist.core.graph import Buffer
+from ark_dist.core.plan import ALIGNMENT_BYTES, ARENA_OF_KIND, ARENAS, Place
+from ark_dist.core.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """From the first to the last group that touches a buffer, both included."""
+
+    buffer: int
+    size_bytes: int
+    first: int
+    last: int
+
+    def meets(self, other: "Lifetime") -> bool:
+        """Whether there is a moment when both hold data."""
+        return self.first <= other.last and other.first <= self.last
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Offsets of some buffers and the size that holds them."""
+
+    offsets: dict[int, int]
+    size_bytes: int
+
+
+def aligned(size_bytes: int) -> int:
+    """Round up to the alignment of arenas."""
+    return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def lifetimes(tasks: Sequence[Task], buffers: Sequence[Buffer]) -> list[Lifetime]:
+    """Lifetimes of the activations that tasks touch, in order of their first group."""
+    spans: dict[int, tuple[int, int]] = {}
+    for task in tasks:
+        for region in (*task.reads, *task.writes):
+            if buffers[region.buffer].kind == "activation":
+                first, last = spans.get(region.buffer, (task.group, task.group))
+                spans[region.buffer] = (min(first, task.group), max(last, task.group))
+    return sorted(
+        (
+            Lifetime(buffer, aligned(buffers[buffer].size_bytes), first, last)
+            for buffer, (first, last) in spans.items()
+        ),
+        key=lambda life: (life.first, life.buffer),
+    )
+
+
+def place_activations(lives: Sequence[Lifetime]) -> Placement:
+    """Try several orders of placing and keep the smallest result."""
+    orders: tuple[Callable[[Lifetime], tuple[int, ...]], ...] = (
+        lambda life: (-life.size_bytes, life.first),
+        lambda life: (life.first, -life.size_bytes),
+        lambda life: (-(life.last - life.first + 1) * life.size_bytes, life.first),
+        lambda life: (-(life.last - life.first), -life.size_bytes),
+        lambda life: (-life.last, -life.size_bytes),
+    )
+    floor = peak_bytes(lives)
+    best: Placement | None = None
+    for order in orders:
+        for is_best_fit in (False, True):
+            found = _place_in_order(sorted(lives, key=order), is_best_fit)
+            if best is None or found.size_bytes < best.size_bytes:
+                best = found
+            if best.size_bytes == floor:
+                return best
+    assert best is not None
+    return best
+
+
+def peak_bytes(lives: Sequence[Lifetime]) -> int:
+    """The most bytes alive at once: no placement needs less."""
+    change: dict[int, int] = {}
+    for life in lives:
+        change[life.first] = change.get(life.first, 0) + life.size_bytes
+        change[life.last + 1] = change.get(life.last + 1, 0) - life.size_bytes
+    now = peak = 0
+    for moment in sorted(change):
+        now += change[moment]
+        peak = max(peak, now)
+    return peak
+
+
+def _place_in_order(lives: Sequence[Lifetime], is_best_fit: bool) -> Placement:
+    placed: list[tuple[int, Lifetime]] = []
+    offsets: dict[int, int] = {}
+    size = 0
+    for life in lives:
+        busy = sorted(
+            (start, start + other.size_bytes) for start, other in placed if other.meets(life)
+        )
+        offset = _fit(busy, life.size_bytes, is_best_fit)
+        placed.append((offset, life))
+        offsets[life.buffer] = offset
+        size = max(size, offset + life.size_bytes)
+    return Placement(offsets, size)
+
+
+def _fit(busy: Sequence[tuple[int, int]], size: int, is_best_fit: bool) -> int:
+    """The lowest gap that holds `size` bytes, or the tightest one."""
+    best: tuple[int, int] | None = None
+    end = 0
+    for start, stop in busy:
+        gap = start - end
+        if gap >= size and (best is None or gap < best[0]):
+            best = (gap, end)
+            if not is_best_fit:
+                break
+        end = max(end, stop)
+    return best[1] if best is not None else end
+
+
+def place(
+    buffers: Sequence[Buffer], activations: Sequence[Placement]
+) -> tuple[tuple[Place, ...], tuple[int, ...]]:
+    """Return a place per buffer and the size of each arena.
+
+    `activations` has one placement per method; methods never run at once, so they share
+    the arena. Buffers that only live inside fused groups take no memory.
+    """
+    sizes = dict.fromkeys(ARENAS, 0)
+    places = []
+    for buffer in buffers:
+        arena = ARENA_OF_KIND[buffer.kind]
+        offset = 0
+        if buffer.kind == "activation":
+            found = [p.offsets[buffer.id] for p in activations if buffer.id in p.offsets]
+            offset = found[0] if found else 0
+        else:
+            offset = sizes[arena]
+            sizes[arena] += aligned(buffer.size_bytes)
+        places.append(Place(arena, offset))
+    sizes["activations"] = max((p.size_bytes for p in activations), default=0)
+    return tuple(places), tuple(sizes[name] for name in ARENAS)

@@ -1,0 +1,104 @@
+"""Call the passes in order: graph in, plan out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ark_dist.core.graph import Buffer, Graph, GraphMethod, Node
+from ark_dist.core.plan import PLAN_VERSION, Method, Plan
+from ark_dist.core.target import Target
+from ark_dist.core.task import Group, Task
+from ark_dist.core.verify_graph import verify_graph
+from ark_dist.core.verify_plan import verify_plan
+from ark_dist.scheduler.deps import (
+    Access,
+    Edges,
+    accesses,
+    next_turn_edges,
+    same_turn_edges,
+)
+from ark_dist.scheduler.fuse import fuse
+from ark_dist.scheduler.memory import Lifetime, Placement, lifetimes, place, place_activations
+from ark_dist.scheduler.order import Policy, Queues, earliest_finish
+from ark_dist.scheduler.sync import reuse_edges, sync
+from ark_dist.scheduler.tile import tile
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """Choices of the caller.
+
+    Attributes:
+        is_fused: merge nodes into groups where that is possible.
+        depth: how many turns may be under way before the oldest one's decision is known.
+        policy: how tasks find their worker.
+    """
+
+    is_fused: bool = True
+    depth: int = 1
+    policy: Policy = earliest_finish
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A method before its memory is placed."""
+
+    source: GraphMethod
+    groups: tuple[Group, ...]
+    tasks: tuple[Task, ...]
+    touched: dict[int, list[Access]]
+    edges: tuple[Edges, ...]
+    queues: Queues
+    lives: tuple[Lifetime, ...]
+    placement: Placement
+
+
+def make_plan(
+    graph: Graph, target: Target, options: PlanOptions | None = None, *,
+    rank: int = 0, world_size: int = 1,
+) -> Plan:
+    """Plan all methods of a rank's graph for one target."""
+    options = options or PlanOptions()
+    verify_graph(graph)
+    drafts = [_draft(method, graph.buffers, target, options) for method in graph.methods]
+    places, arena_bytes = place(graph.buffers, [d.placement for d in drafts])
+    plan = Plan(
+        PLAN_VERSION, graph.name, rank, world_size, target, graph.buffers, places, arena_bytes,
+        tuple(_method(draft, target, options) for draft in drafts),
+    )
+    verify_plan(plan)
+    return plan
+
+
+def _draft(
+    method: GraphMethod, buffers: Sequence[Buffer], target: Target, options: PlanOptions
+) -> _Draft:
+    nodes: tuple[Node, ...] = method.nodes
+    groups = fuse(nodes, buffers, is_enabled=options.is_fused)
+    tasks = tile(groups, nodes, buffers, target)
+    touched = accesses(tasks, buffers)
+    edges = tuple(same_turn_edges(touched))
+    queues = options.policy(tasks, edges, target)
+    lives = tuple(lifetimes(tasks, buffers))
+    return _Draft(
+        method, groups, tasks, touched, edges, queues, lives, place_activations(lives)
+    )
+
+
+def _method(draft: _Draft, target: Target, options: PlanOptions) -> Method:
+    buffers_lasting = _lasting(draft)
+    back = tuple(next_turn_edges(draft.touched, lambda b: b in buffers_lasting))
+    stop_task = next((t.id for t in draft.tasks if t.effect == "stop"), None)
+    result = sync(
+        draft.tasks, draft.queues, (*draft.edges, *back),
+        reuse_edges(draft.lives, draft.placement, draft.touched),
+        target.counters, stop_task, options.depth,
+    )
+    return Method(
+        draft.source.name, draft.source.nodes, draft.groups, draft.tasks, draft.queues,
+        result.counters, result.signals, result.waits, stop_task, options.depth,
+    )
+
+
+def _lasting(draft: _Draft) -> frozenset[int]:
+    placed = draft.placement.offsets
+    return frozenset(b for b in draft.touched if b not in placed)

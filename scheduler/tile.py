@@ -1,0 +1,76 @@
+"""Cut each group into tasks that cover its output once."""
+
+from collections.abc import Sequence
+from math import prod
+
+from ark_dist.core.graph import Buffer, Node, Region, View
+from ark_dist.core.op import OPS
+from ark_dist.core.shape import Box, box_size
+from ark_dist.core.target import Cost, Target
+from ark_dist.core.task import Group, Task
+from ark_dist.scheduler.fuse import frame
+
+
+def tile(
+    groups: Sequence[Group], nodes: Sequence[Node], buffers: Sequence[Buffer], target: Target
+) -> tuple[Task, ...]:
+    """Return the tasks of all groups, in group order; empty tensors have none."""
+    tasks: list[Task] = []
+    for group in groups:
+        anchor = anchor_node(group, nodes)
+        op = OPS[anchor.op]
+        boxes = op.tiles(anchor.input_specs, anchor.output.spec, anchor.attributes, target)
+        if prod(anchor.output.shape) == 0:
+            boxes = ()
+        for box in boxes:
+            tasks.append(_task(len(tasks), group, box, nodes, buffers))
+    return tuple(tasks)
+
+
+def anchor_node(group: Group, nodes: Sequence[Node]) -> Node:
+    """The node whose operator decides the loop nest: matmul, else a row, else the last."""
+    members = [nodes[n] for n in group.nodes]
+    for name in ("matmul", "row", "reduce", "gather"):
+        for node in members:
+            if frame(node) == name:
+                return node
+    return members[-1]
+
+
+def node_boxes(
+    group: Group, nodes: Sequence[Node], box: Box
+) -> list[tuple[Node, Box, tuple[Box, ...]]]:
+    """For each node of the group in order: its output box and the boxes it reads."""
+    wanted: dict[View, Box] = {nodes[group.nodes[-1]].output: box}
+    result = []
+    for node_id in reversed(group.nodes):
+        node = nodes[node_id]
+        op = OPS[node.op]
+        out_box = wanted[node.output]
+        boxes = op.in_boxes(node.input_specs, node.output.spec, node.attributes, out_box)
+        for view, read in zip(node.inputs, boxes, strict=True):
+            wanted.setdefault(view, read)
+        result.append((node, out_box, boxes))
+    return result[::-1]
+
+
+def _task(
+    task_id: int, group: Group, box: Box, nodes: Sequence[Node], buffers: Sequence[Buffer]
+) -> Task:
+    reads: dict[Region, None] = {}
+    made = {nodes[n].output for n in group.nodes[:-1]}
+    ops = 0
+    for node, out_box, boxes in node_boxes(group, nodes, box):
+        op = OPS[node.op]
+        ops += op.cost(node.input_specs, node.output.spec, node.attributes, out_box).ops
+        for view, read in zip(node.inputs, boxes, strict=True):
+            if view not in made:
+                reads[view.region(read, buffers[view.buffer].shape)] = None
+        for view in node.after:
+            reads[view.whole(buffers[view.buffer].shape)] = None
+    output = nodes[group.nodes[-1]].output
+    write = output.region(box, buffers[output.buffer].shape)
+    moved = sum(
+        box_size(region.box) * buffers[region.buffer].dtype.itemsize for region in (*reads, write)
+    )
+    return Task(task_id, group.id, box, tuple(reads), (write,), Cost(moved, ops), group.effect)
