@@ -133,6 +133,8 @@ def scan_pickle(data: bytes, begin: int) -> int:
         if name == "FRAME" and isinstance(arg, int) and arg > len(data) - stream.tell():
             raise pickle.UnpicklingError(f"a frame of {arg} bytes, which the file has not")
         scan.step(name, arg)
+    if scan.stack or scan.marks:
+        raise pickle.UnpicklingError("values that are built and left over")
     return stream.tell()
 
 
@@ -191,7 +193,7 @@ class _Builder:
         for name, value in sorted(table.items(), key=_storage_key):
             if not isinstance(name, str) or not isinstance(value, ArrayRecord | TensorRecord):
                 raise pickle.UnpicklingError(
-                    f"a {told(value)} under {told(name)}, wanted an array under each name; "
+                    f"{told(name)} of type {type(value).__name__}, wanted an array for each name; "
                     "save only the state_dict itself"
                 )
             identity = value.view if isinstance(value, TensorRecord) else id(value)
@@ -201,8 +203,9 @@ class _Builder:
         return {name: arrays[name] for name in table}
 
     def _build(self, value: ArrayRecord | TensorRecord) -> Array:
-        is_tensor = isinstance(value, TensorRecord)
-        return copy_native(self._tensor(value) if is_tensor else self._array(value))
+        if isinstance(value, TensorRecord):
+            return copy_native(self._tensor(value))
+        return copy_native(self._array(value))
 
     def _take(self, shape: tuple[object, ...], dtype: Dtype) -> int:
         size_bytes = count_bytes(shape, dtype.itemsize)

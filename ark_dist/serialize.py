@@ -190,9 +190,8 @@ def load(path: str | os.PathLike[str]) -> StateDict:
                 return load_zip(file, size_bytes, name)
         is_pickle = head[:1] == b"\x80" and head[1:2] in PICKLE_PROTOCOLS
         if is_pickle and not _is_safetensors(head, size_bytes):
-            data = bytearray(size_bytes)
-            read_into(fd, 0, memoryview(data), name)
-            return load_pickle(bytes(data), name)
+            with os.fdopen(os.dup(fd), "rb") as file:
+                return load_pickle(file.read(size_bytes), name)
     finally:
         os.close(fd)
     if head[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{":

@@ -37,6 +37,8 @@ def row_op(
     arguments: tuple[Argument, ...],
     dtypes: tuple[str, ...],
     reference: Callable[[Array, int, Attrs], Array],
+    *,
+    params: tuple[str, ...] = (),
 ) -> Op:
     """Register an operator that maps each row along `axis` to a row of the same length."""
 
@@ -74,7 +76,7 @@ def row_op(
             sharding=None,
             gradient=None,
             effect="none",
-            kernel=Kernel("row", f"ark_{name}"),
+            kernel=Kernel("row", f"ark_{name}", params),
         )
     )
 

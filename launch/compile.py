@@ -27,7 +27,7 @@ from ark_dist.launch import cache, cpuinfo
 # Not -ffast-math: results must not depend on how the compiler reorders sums.
 BASE_FLAGS = (
     *("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-exceptions", "-fno-rtti"),
-    *("-fwrapv", "-fno-math-errno", "-ffp-contract=on", "-nostdlib++"),
+    *("-fwrapv", "-fno-math-errno", "-ffp-contract=fast", "-nostdlib++"),
 )
 LINK_FLAGS = ("-lm",)  # after the source; -nostdlib++ leaves it out
 # Without -mcpu zig takes the CPU it finds.

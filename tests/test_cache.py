@@ -1,6 +1,5 @@
 """Rows 53-57, 63 and 67 of the fault matrix, as far as they are the cache's."""
 
-import dataclasses
 import errno
 import json
 import logging
@@ -13,9 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import filelock
 import pytest
 
 from ark_dist.core.errors import CacheError
@@ -39,9 +39,16 @@ def copy_build(source_path: Path, product: Path, scratch: Path) -> None:
     product.write_bytes(product_of(source_path.read_text()))
 
 
-def job(key: str = KEY_A, text: str = "int a;", name: str = "toy", **options: object) -> Job:
-    made = Job(key, Source(name, "c++", text, b""), "portable", copy_build, WAIT_S)
-    return dataclasses.replace(made, **options)
+def job(
+    key: str = KEY_A,
+    text: str = "int a;",
+    *,
+    name: str = "toy",
+    build: cache.Build = copy_build,
+    wait_s: float = WAIT_S,
+    on_source: Callable[[Path], None] | None = None,
+) -> Job:
+    return Job(key, Source(name, "c++", text, b""), "portable", build, wait_s, on_source)
 
 
 def no_build(source_path: Path, product: Path, scratch: Path) -> None:
@@ -143,6 +150,11 @@ def to_link(path: Path) -> None:
     path.symlink_to("elsewhere")
 
 
+def to_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
     "empty": lambda path: os.truncate(path, 0),
@@ -151,7 +163,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "gone": Path.unlink,
     "writable by all": lambda path: path.chmod(0o666),
     "a symbolic link": to_link,
-    "a FIFO": lambda path: (path.unlink(), os.mkfifo(path)),
+    "a FIFO": to_fifo,
     "deeply nested": lambda path: path.write_text("[" * 100_000),
     "null": lambda path: path.write_text("null"),
 }
@@ -237,20 +249,31 @@ for turn in range(rounds):
 """
 
 
+Process = subprocess.Popen[str]
+
+
+def start(command: list[str]) -> Process:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, text=True, cwd=REPOSITORY, stdin=pipe, stdout=pipe, stderr=pipe
+    )
+
+
+def line_of(process: Process) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
 @pytest.mark.parametrize("locks", ["locks", "no locks"])
 def test_eight_cold_writers_agree_on_one_complete_entry(root: Path, locks: str) -> None:
     rounds = 50
     command = [sys.executable, "-c", WRITER, str(root), str(rounds), locks]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    writers = [
-        subprocess.Popen(command, text=True, cwd=REPOSITORY, **pipes)  # type: ignore[call-overload]  # one dict of pipes
-        for _ in range(8)
-    ]
+    writers = [start(command) for _ in range(8)]
     try:
         for writer in writers:
-            assert writer.stdout.readline() == "ready\n"
-        results = [writer.communicate("go\n", timeout=60) for writer in writers[:0]]
+            assert line_of(writer) == "ready\n"
         for writer in writers:
+            assert writer.stdin is not None
             writer.stdin.write("go\n")
             writer.stdin.flush()
         results = [writer.communicate(timeout=60) for writer in writers]
@@ -258,9 +281,8 @@ def test_eight_cold_writers_agree_on_one_complete_entry(root: Path, locks: str) 
         for writer in writers:
             writer.kill()
             writer.wait()
-    assert [(writer.returncode, errors) for writer, (_, errors) in zip(writers, results)] == [
-        (0, "")
-    ] * 8
+    assert [errors for _, errors in results] == [""] * 8
+    assert [writer.returncode for writer in writers] == [0] * 8
     assert len({output for output, _ in results}) == 1, "all hold the same product of each round"
     assert len(list(root.iterdir())) == rounds
     assert CompileCache(root).verify() == ()
@@ -285,19 +307,17 @@ cache.CompileCache(Path(sys.argv[1])).get_or_build(job)
 
 
 @pytest.fixture
-def holder(root: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", HOLDER, str(root)]
-    process = subprocess.Popen(command, text=True, cwd=REPOSITORY, stdout=subprocess.PIPE)
+def holder(root: Path) -> Iterator[Process]:
+    process = start([sys.executable, "-c", HOLDER, str(root)])
     yield process
     process.kill()
-    process.wait()
-    process.stdout.close()
+    process.communicate(timeout=60)
 
 
 def test_the_next_process_goes_on_when_a_builder_was_killed(
-    root: Path, holder: "subprocess.Popen[str]", caplog: Log
+    root: Path, holder: Process, caplog: Log
 ) -> None:
-    assert holder.stdout.readline() == "building\n"
+    assert line_of(holder) == "building\n"
     assert len(list(root.glob(".tmp-*"))) == 1
     holder.kill()
     holder.wait()
@@ -308,9 +328,9 @@ def test_the_next_process_goes_on_when_a_builder_was_killed(
 
 
 def test_a_builder_that_never_ends_is_waited_for_only_so_long(
-    root: Path, holder: "subprocess.Popen[str]", caplog: Log
+    root: Path, holder: Process, caplog: Log
 ) -> None:
-    assert holder.stdout.readline() == "building\n"
+    assert line_of(holder) == "building\n"
     holder.send_signal(signal.SIGSTOP)
     assert CompileCache(root).clear() == 0, "what is being built stays"
     binary = CompileCache(root).get_or_build(job(wait_s=0.2))
@@ -345,7 +365,7 @@ def test_a_folder_that_others_can_write_is_not_used(
     root.chmod(mode)
     check_fallback(root, own_temp, caplog, rf"can be written by others \(mode {mode:04o}\)")
     for use in (CompileCache(root).ls, CompileCache(root).clear):
-        with pytest.raises(CacheError, match="can be written by others.*set ARK_DIST_CACHE_DIR"):
+        with pytest.raises(CacheError, match=r"can be written by others.*set ARK_DIST_CACHE_DIR"):
             use()
     assert len(CompileCache(root).verify()) == 1
 
@@ -436,7 +456,7 @@ def test_no_folder_at_all_is_an_error_with_a_way_out(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(dir))
 
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
-    with pytest.raises(CacheError, match="No space left.*set ARK_DIST_CACHE_DIR"):
+    with pytest.raises(CacheError, match=r"No space left.*set ARK_DIST_CACHE_DIR"):
         CompileCache(root).get_or_build(job())
 
 
@@ -461,7 +481,7 @@ NAMES = {
     "newline": "a\n#include </etc/passwd>\n",
     "path": "../../../../tmp/pwned/\0",
     "long": "n" * 10_000,
-    "unicode": "\u202eпривет 🦊 \udcff",
+    "unicode": "\u202eこんにちは 🦊 \udcff",
     "empty": "",
 }
 
@@ -498,7 +518,7 @@ def test_an_entry_without_locks_is_still_right(
     def refuse(lock: object, **options: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(cache.filelock.FileLock, "acquire", refuse)
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
     assert not CompileCache(root).get_or_build(job()).is_cached
     assert CompileCache(root).get_or_build(job(build=no_build)).is_cached
     assert CompileCache(root).clear() == 1

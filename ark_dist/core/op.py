@@ -61,10 +61,12 @@ class Kernel:
     Attributes:
         frame: the loop nest around it: "map", "row", "reduce", "matmul", "gather" or "control".
         function: the C++ template that the frame calls, defined in `<op>.h`.
+        params: names of the attributes that the function takes as floats, in order.
     """
 
     frame: str
     function: str
+    params: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

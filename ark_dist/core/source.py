@@ -12,13 +12,11 @@ class Source:
         name: the program's name as the user gave it; never used as a path or identifier.
         language: "c++" or "cuda".
         text: the source code; it includes no file of ours.
-        tables: the task tables the kernel walks, in the layout of `core/abi.py`.
     """
 
     name: str
     language: str
     text: str
-    tables: bytes
 
 
 @dataclass(frozen=True, slots=True)

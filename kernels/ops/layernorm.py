@@ -20,4 +20,5 @@ row_op(
     (INPUT, AXIS, Argument("eps", "float", "added to the variance", "1e-5")),
     FLOATS,
     _layernorm,
+    params=("eps",),
 )

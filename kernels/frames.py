@@ -1,0 +1,297 @@
+"""Write the task function of a lowered group as C++, one text per loop nest and chain."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ark_dist.core.graph import Node
+from ark_dist.core.op import OPS
+from ark_dist.core.shape import Box, Shape, box_shape
+from ark_dist.kernels.chain import STRIDED, Pointer, chain_lines, compute_type, stride_kind
+from ark_dist.kernels.lower import (
+    Lowered,
+    Operand,
+    collapse,
+    element_offset,
+    float_bits,
+    frame_of,
+    matrix_strides,
+    row_axis,
+)
+
+# Integers that ark_matmul_params reads, before the operands' strides.
+MATMUL_EXTRAS = 7
+# ARK_MATMUL_SCRATCH in matmul.h, where a static_assert holds the two together.
+MATMUL_SCRATCH_ELEMS = 72 * 256 + 256 * 128 + 72 * 128
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One task as its function sees it.
+
+    Attributes:
+        body: the C++ body of the function, without its name.
+        params: the integers it reads.
+        scratch_elems: fp32 elements of scratch memory it needs.
+    """
+
+    body: str
+    params: tuple[int, ...]
+    scratch_elems: int
+
+
+def write_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
+    """Return the function body and the parameters of one tile."""
+    if lowered.anchor is None:
+        return _map_call(lowered, box)
+    writer = _FRAMES[frame_of(lowered.anchor)]
+    return writer(lowered, box, scalar_slots)
+
+
+def offsets(lowered: Lowered, box: Box) -> tuple[int, ...]:
+    """Element offset of each operand for one tile."""
+    return tuple(element_offset(operand, box) for operand in lowered.operands)
+
+
+def _outer(
+    lowered: Lowered, box: Box, inner: Sequence[int]
+) -> tuple[list[int], list[Shape]]:
+    """Extents of the output dimensions outside `inner`, and the operands' strides along them."""
+    sizes = box_shape(box)
+    dims = [d for d in range(len(sizes)) if d not in inner]
+    strides = [tuple(o.strides[d] for o in lowered.operands) for d in dims]
+    return [sizes[d] for d in dims], strides
+
+
+def _pointers(
+    lowered: Lowered, strides: Sequence[int], extent: int
+) -> tuple[dict[Operand, Pointer], list[Pointer]]:
+    pointers = [
+        Pointer(k, operand.view.dtype, stride_kind(strides[k], extent))
+        for k, operand in enumerate(lowered.operands)
+    ]
+    return dict(zip(lowered.operands, pointers, strict=True)), pointers
+
+
+def _declare(pointers: Sequence[Pointer], last: int, first_stride: int) -> list[str]:
+    """Pointer and stride declarations; operand `last` is written."""
+    lines = []
+    for pointer in pointers:
+        const = "" if pointer.index == last else "const "
+        c_name = pointer.dtype.c_name
+        lines.append(
+            f"{const}{c_name}* {pointer.name} = loop.at<{const}{c_name}>(call, {pointer.index});"
+        )
+        if pointer.kind == STRIDED:
+            lines.append(
+                f"const int64_t s{pointer.index} = loop.extra[{first_stride + pointer.index}];"
+            )
+    return lines
+
+
+def _function(operand_count: int, lines: Sequence[str]) -> str:
+    inside = "\n".join(f"    {line}" for line in lines)
+    return (
+        "(const ark_call& call) {\n"
+        f"  ark_loop<{operand_count}> loop(call);\n"
+        "  do {\n"
+        f"{inside}\n"
+        "  } while (loop.next());\n"
+        "}"
+    )
+
+
+def _loop(lines: Sequence[str], extent: str, *, start: str = "0") -> list[str]:
+    return [
+        "ARK_INDEPENDENT",
+        f"for (int64_t j = {start}; j < {extent}; ++j) {{",
+        *(f"  {line}" for line in lines),
+        "}",
+    ]
+
+
+def _map_call(lowered: Lowered, box: Box) -> Call:
+    extents, strides = _outer(lowered, box, ())
+    nest = collapse(extents, strides)
+    count = len(lowered.operands)
+    # The innermost loop of what is left is the one that vectorizes.
+    if nest.extents:
+        outer = collapse(nest.extents[:-1], nest.strides[:-1])
+        extent, inner = nest.extents[-1], nest.strides[-1]
+    else:
+        outer, extent, inner = nest, 1, (0,) * count
+    by_operand, pointers = _pointers(lowered, inner, extent)
+    lines = ["const int64_t n = loop.extra[0];"]
+    lines += _declare(pointers, count - 1, 1)
+    lines += _loop(chain_lines(lowered, by_operand, None, "j"), "n")
+    return Call(_function(count, lines), (*outer.params, extent, *inner), 0)
+
+
+def _kernel_params(node: Node) -> list[float]:
+    kernel = OPS[node.op].kernel
+    assert kernel is not None
+    values = []
+    for name in kernel.params:
+        value = node.attributes[name]
+        assert isinstance(value, (int, float))
+        values.append(float(value))
+    return values
+
+
+def _param_arguments(node: Node, first: int) -> str:
+    return "".join(
+        f", ark_float_param(loop.extra[{first + i}])" for i in range(len(_kernel_params(node)))
+    )
+
+
+def _row_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
+    anchor = _anchor(lowered)
+    axis = row_axis(anchor)
+    extents, strides = _outer(lowered, box, (axis,))
+    nest = collapse(extents, strides)
+    n = box_shape(box)[axis]
+    inner = [o.strides[axis] for o in lowered.operands]
+    by_operand, pointers = _pointers(lowered, inner, n)
+    count = len(lowered.operands)
+    kernel = OPS[anchor.op].kernel
+    assert kernel is not None
+    c_name = anchor.inputs[0].dtype.c_name
+    lines = ["const int64_t n = loop.extra[0];", "float* row = call.scratch;"]
+    lines += _declare(pointers, count - 1, 1)
+    lines.append(f"ark_load_row<{c_name}>(row, a0, n, loop.extra[1]);")
+    lines.append(f"{kernel.function}(row, n{_param_arguments(anchor, 1 + count)});")
+    lines += _loop(chain_lines(lowered, by_operand, "row[j]", "j"), "n")
+    params = (*nest.params, n, *inner, *map(float_bits, _kernel_params(anchor)))
+    return Call(_function(count, lines), params, n)
+
+
+def _reduce_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
+    anchor = _anchor(lowered)
+    axis = row_axis(anchor)
+    nest = collapse(*_outer(lowered, box, ()))
+    source = anchor.inputs[0]
+    count = len(lowered.operands)
+    by_operand, pointers = _pointers(lowered, (0,) * count, 1)
+    kernel = OPS[anchor.op].kernel
+    assert kernel is not None
+    lines = ["const int64_t n = loop.extra[0], stride = loop.extra[1];"]
+    lines += _declare(pointers, count - 1, 2)
+    c_name, computed = source.dtype.c_name, compute_type(source.dtype)
+    # A literal stride of 1 lets the loop over the row vectorize.
+    lines.append(
+        f"const auto value = stride == 1 ? "
+        f"{kernel.function}<{computed}>(ark_row<{c_name}>{{a0, 1}}, n) : "
+        f"{kernel.function}<{computed}>(ark_row<{c_name}>{{a0, stride}}, n);"
+    )
+    lines += chain_lines(lowered, by_operand, "value", "0")
+    params = (*nest.params, source.shape[axis], source.strides[axis])
+    return Call(_function(count, lines), params, 0)
+
+
+def _gather_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
+    anchor = _anchor(lowered)
+    last = len(box) - 1
+    nest = collapse(*_outer(lowered, box, (last,)))
+    n = box_shape(box)[last]
+    inner = [o.strides[last] for o in lowered.operands]
+    count = len(lowered.operands)
+    by_operand, pointers = _pointers(lowered, inner, n)
+    table = anchor.inputs[1]
+    # The row starts where the index says; only its stride matters along the inner loop.
+    row = Pointer(1, table.dtype, pointers[1].kind)
+    lines = ["const int64_t n = loop.extra[0];"]
+    lines += _declare(pointers, count - 1, 1)
+    lines.append(f"a1 = ark_embedding(call, a1, a0[0], loop.extra + {1 + count});")
+    lines.append("if (a1 == nullptr) return;")
+    value = f"ark_load<{table.dtype.c_name}>({row.element('j')})"
+    lines += _loop(chain_lines(lowered, by_operand, value, "j"), "n")
+    params = (*nest.params, n, *inner, table.shape[0], table.strides[0])
+    return Call(_function(count, lines), params, 0)
+
+
+def _matmul_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
+    anchor = _anchor(lowered)
+    m_dim, n_dim = len(box) - 2, len(box) - 1
+    nest = collapse(*_outer(lowered, box, (m_dim, n_dim)))
+    m, n = box_shape(box)[m_dim:]
+    count = len(lowered.operands)
+    a, b = lowered.operands[0].view, anchor.inputs[1]
+    is_turned = anchor.attributes["transpose_input"]
+    a_m, a_k = matrix_strides(a, is_turned)
+    b_k, b_n = matrix_strides(b, anchor.attributes["transpose_other"])
+    k = a.shape[-2] if is_turned else a.shape[-1]
+    rows = [o.strides[m_dim] for o in lowered.operands]
+    columns = [o.strides[n_dim] for o in lowered.operands]
+    lines = _matmul_epilogue(lowered, columns, n)
+    prologue_lines, prologue, values = _matmul_prologue(lowered, MATMUL_EXTRAS + 2 * count)
+    lines += prologue_lines
+    a_type, b_type = a.dtype.c_name, b.dtype.c_name
+    lines += [
+        f"ark_matmul(call.scratch, loop.at<const {a_type}>(call, 0),",
+        f"           loop.at<const {b_type}>(call, 1), ark_matmul_params(loop.extra),",
+        f"           {prologue}, epilogue);",
+    ]
+    params = (*nest.params, m, n, k, a_m, a_k, b_k, b_n, *rows, *columns, *values)
+    return Call(_function(count, lines), params, MATMUL_SCRATCH_ELEMS)
+
+
+def _matmul_epilogue(lowered: Lowered, columns: Sequence[int], n: int) -> list[str]:
+    """A lambda that takes a piece of one finished row through the chain."""
+    by_operand, pointers = _pointers(lowered, columns, n)
+    is_relu = _anchor(lowered).attributes["is_relu"]
+    value = "ark_matmul_relu(sums[j - j0])" if is_relu else "sums[j - j0]"
+    count = len(pointers)
+    lines = ["const auto epilogue = [&](int64_t i, int64_t j0, const float* sums, int64_t n) {"]
+    for pointer in pointers[2:]:
+        const = "" if pointer.index == count - 1 else "const "
+        c_name = pointer.dtype.c_name
+        lines.append(
+            f"  {const}{c_name}* {pointer.name} = loop.at<{const}{c_name}>(call, "
+            f"{pointer.index}) + i * loop.extra[{MATMUL_EXTRAS + pointer.index}];"
+        )
+        if pointer.kind == STRIDED:
+            stride = MATMUL_EXTRAS + count + pointer.index
+            lines.append(f"  const int64_t s{pointer.index} = loop.extra[{stride}];")
+    body = _loop(chain_lines(lowered, by_operand, value, "j"), "j0 + n", start="j0")
+    return [*lines, *(f"  {line}" for line in body), "};"]
+
+
+def _matmul_prologue(lowered: Lowered, first: int) -> tuple[list[str], str, list[int]]:
+    """Lines, the prologue's expression, and the parameters it reads."""
+    norm = lowered.prologue
+    if norm is None:
+        return [], "ark_matmul_no_prologue{}", []
+    kernel = OPS[norm.op].kernel
+    assert kernel is not None
+    lines = [
+        "const auto norm = [&](const auto& row, int64_t n) {",
+        f"  return {kernel.function}_prologue(row, n{_param_arguments(norm, first)});",
+        "};",
+    ]
+    return lines, "ark_matmul_norm<decltype(norm)>{norm}", [
+        float_bits(v) for v in _kernel_params(norm)
+    ]
+
+
+def _control_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
+    anchor = _anchor(lowered)
+    if anchor.op == "command_scalar":
+        slot = scalar_slots[str(anchor.attributes["name"])]
+        body = "(const ark_call& call) {\n  ark_command_scalar(call);\n}"
+        return Call(body, (slot, anchor.output.dtype.itemsize), 0)
+    c_name = anchor.inputs[0].dtype.c_name
+    body = f"(const ark_call& call) {{\n  ark_stop_when<{c_name}>(call);\n}}"
+    return Call(body, (), 0)
+
+
+def _anchor(lowered: Lowered) -> Node:
+    assert lowered.anchor is not None
+    return lowered.anchor
+
+
+_FRAMES: dict[str, Callable[[Lowered, Box, dict[str, int]], Call]] = {
+    "row": _row_call,
+    "reduce": _reduce_call,
+    "gather": _gather_call,
+    "matmul": _matmul_call,
+    "control": _control_call,
+}

@@ -1,0 +1,180 @@
+"""Turn one task into a call: which loop nest, over which extents and strides, on which operands."""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ark_dist.core.graph import Node, View
+from ark_dist.core.op import OPS
+from ark_dist.core.shape import Box, Shape
+from ark_dist.core.task import Group
+
+# Frames of the operators that a group is built around; all else is elementwise.
+ANCHORS = ("matmul", "row", "reduce", "gather", "control")
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A view as the loops of a group see it.
+
+    Attributes:
+        view: the tensor; its offset is where the loops of the whole output start.
+        strides: elements per step of each output dimension.
+        is_output: whether it is what the group writes.
+    """
+
+    view: View
+    strides: Shape
+    is_output: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A group ready for code: the nodes by role and its operands in order.
+
+    Attributes:
+        anchor: the node that decides the loop nest, or None for an elementwise chain.
+        prologue: the norm that a matmul applies to its rows, or None.
+        chain: the elementwise nodes, in order.
+        operands: the anchor's inputs first, then the chain's, the output last.
+        output: what the group writes.
+    """
+
+    anchor: Node | None
+    prologue: Node | None
+    chain: tuple[Node, ...]
+    operands: tuple[Operand, ...]
+    output: View
+
+
+def frame_of(node: Node) -> str:
+    """The loop nest of a node's operator."""
+    kernel = OPS[node.op].kernel
+    assert kernel is not None
+    return kernel.frame
+
+
+def lower(group: Group, nodes: Sequence[Node]) -> Lowered:
+    """Sort the nodes of a group by role and collect its operands."""
+    members = [nodes[n] for n in group.nodes]
+    anchors = [n for n in members if frame_of(n) in ANCHORS]
+    anchor = next((n for n in anchors if frame_of(n) == "matmul"), anchors[0] if anchors else None)
+    prologue = next((n for n in anchors if n is not anchor), None)
+    chain = tuple(n for n in members if frame_of(n) == "map")
+    output = members[-1].output
+    made = {node.output for node in members[:-1]}
+    operands: list[Operand] = []
+    if anchor is not None:
+        operands += _anchor_operands(anchor, prologue)
+    for node in chain:
+        for view in node.inputs:
+            operand = Operand(view, spread_strides(view, output.shape), False)
+            if view not in made and operand not in operands[_anchor_count(anchor) :]:
+                operands.append(operand)
+    operands.append(Operand(output, output.strides, True))
+    return Lowered(anchor, prologue, chain, tuple(operands), output)
+
+
+def _anchor_count(anchor: Node | None) -> int:
+    return 0 if anchor is None else len(anchor.inputs)
+
+
+def _anchor_operands(anchor: Node, prologue: Node | None) -> list[Operand]:
+    """Strides of the anchor's inputs over the dimensions of its output; 0 where it reads all."""
+    inputs = list(anchor.inputs)
+    if prologue is not None:
+        inputs[0] = prologue.inputs[0]
+    shape = anchor.output.shape
+    frame = frame_of(anchor)
+    if frame == "matmul":
+        a, b = inputs
+        a_rows, _ = matrix_strides(a, anchor.attributes["transpose_input"])
+        _, b_columns = matrix_strides(b, anchor.attributes["transpose_other"])
+        a_batch, b_batch = (spread_strides(_without_matrix(v), shape[:-2]) for v in inputs)
+        return [Operand(a, (*a_batch, a_rows, 0), False), Operand(b, (*b_batch, 0, b_columns), False)]
+    if frame == "gather":
+        index, table = inputs
+        return [
+            Operand(index, (*index.strides, 0), False),
+            Operand(table, (*(0,) * len(index.shape), table.strides[1]), False),
+        ]
+    if frame == "reduce":
+        axis = row_axis(anchor)
+        strides = inputs[0].strides
+        kept = (0,) if len(shape) == len(strides) else ()
+        return [Operand(inputs[0], (*strides[:axis], *kept, *strides[axis + 1 :]), False)]
+    return [Operand(v, v.strides, False) for v in inputs]
+
+
+def row_axis(node: Node) -> int:
+    """The dimension of the input that a row or reduce operator works along."""
+    axis = node.attributes["axis"]
+    assert isinstance(axis, int)
+    return axis % len(node.inputs[0].shape)
+
+
+def matrix_strides(view: View, transposed: object) -> tuple[int, int]:
+    """Strides along rows and columns of a matrix operand."""
+    rows, columns = view.strides[-2:]
+    return (columns, rows) if transposed else (rows, columns)
+
+
+def _without_matrix(view: View) -> View:
+    return View(view.buffer, view.dtype, view.offset, view.shape[:-2], view.strides[:-2])
+
+
+def spread_strides(view: View, shape: Shape) -> Shape:
+    """Strides of a view broadcast to a shape."""
+    skipped = len(shape) - len(view.shape)
+    return (0,) * skipped + tuple(
+        0 if size == 1 else stride for size, stride in zip(view.shape, view.strides, strict=True)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Nest:
+    """Loops of one tile: outer extents, each operand's outer strides, the inner dimensions.
+
+    `inner` lists the output dimensions that the frame itself loops over.
+    """
+
+    extents: Shape
+    strides: tuple[Shape, ...]
+
+    @property
+    def params(self) -> list[int]:
+        """The integers that `ark_loop` reads, without the frame's own."""
+        flat = [len(self.extents), *self.extents]
+        for steps in self.strides:
+            flat += steps
+        return flat
+
+
+def collapse(extents: Sequence[int], strides: Sequence[Shape]) -> Nest:
+    """Drop loops of one step and merge neighbours that every operand walks evenly.
+
+    `strides` has, per loop, one stride per operand.
+    """
+    kept: list[tuple[int, Shape]] = []
+    for extent, steps in zip(extents, strides, strict=True):
+        if extent == 1:
+            continue
+        if kept:
+            outer, outer_steps = kept[-1]
+            if all(a == b * extent for a, b in zip(outer_steps, steps, strict=True)):
+                kept[-1] = (outer * extent, steps)
+                continue
+        kept.append((extent, steps))
+    return Nest(tuple(e for e, _ in kept), tuple(s for _, s in kept))
+
+
+def element_offset(operand: Operand, box: Box) -> int:
+    """Where a tile of the output starts in an operand, in elements from its buffer's start."""
+    starts = (start for start, _ in box)
+    return operand.view.offset + sum(a * s for a, s in zip(starts, operand.strides, strict=True))
+
+
+def float_bits(value: float) -> int:
+    """A number as the integer with the same 64 bits."""
+    bits: int = struct.unpack("<q", struct.pack("<d", value))[0]
+    return bits

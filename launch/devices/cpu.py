@@ -1,0 +1,286 @@
+"""Run a plan as a persistent kernel of threads: generated C++, compiled once, started once."""
+
+import ctypes
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ark_dist.core import abi
+from ark_dist.core.errors import ArkError, DeviceNotFoundError, StallError, TaskError
+from ark_dist.core.plan import ARENAS, Plan
+from ark_dist.core.settings import Settings
+from ark_dist.kernels.emit import Tables, emit_cpu
+from ark_dist.launch.compile import compile_source, load_library
+from ark_dist.launch.cpuinfo import can_run
+from ark_dist.launch.devices.report import failure_text, stall_text
+from ark_dist.launch.machine import Command
+from ark_dist.launch.memory import Arenas
+
+# wait() comes back to Python this often, so that Ctrl-C works.
+SLICE_S = 0.1
+IDLE_SPIN_NS = 50_000
+# How long a stopped kernel may take to leave its loops.
+EXIT_S = 10.0
+NEVER = 1 << 62
+
+_COMMAND = struct.Struct(f"<QqqIIQ{abi.MAX_SCALARS}Q")
+_DONE_OFFSET = 16
+_SEQUENCE = struct.Struct("<Q")
+
+Memory = npt.NDArray[np.void]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """The memory that host and workers share; records of `core/abi.py`."""
+
+    config: Memory
+    control: Memory
+    method_states: Memory
+    commands: Memory
+    mailboxes: Memory
+    statuses: Memory
+    failure: Memory
+    counters: Memory
+    traces: Memory
+    trace_counts: Memory
+    others: tuple[npt.NDArray[np.generic], ...]
+
+
+class CpuDevice:
+    """One process's persistent kernel; its workers are threads, pinned where cores suffice."""
+
+    def __init__(self, plan: Plan, settings: Settings, *, trace_rows: int = 0) -> None:
+        """Take a plan made for a CPU; `trace_rows` (a power of 2) per worker turns tracing on."""
+        if plan.target.kind != "cpu":
+            raise ValueError(
+                f"program {plan.name!r} was planned for {plan.target.kind!r}, not for 'cpu'; "
+                "plan the graph again for this device"
+            )
+        if plan.target.worker_count > abi.MAX_WORKERS:
+            raise ValueError(
+                f"program {plan.name!r} has {plan.target.worker_count} workers; "
+                f"at most {abi.MAX_WORKERS} work"
+            )
+        self.plan = plan
+        self._settings = settings
+        self._trace_rows = trace_rows
+        self._tables: Tables | None = None
+        self._library: ctypes.CDLL | None = None
+        self._blocks: Blocks | None = None
+        self._arenas: Arenas | None = None
+        self._sequence = 0
+        self._collected = 0
+        self._results: list[int] = []
+
+    def compile(self, on_compile: Callable[[Path], None]) -> None:
+        """Emit the source, compile it or take it from the cache, and load it."""
+        isa = self.plan.target.arch
+        if not can_run(isa):
+            raise DeviceNotFoundError(
+                f"instruction set {isa!r} is not on this machine; unset ARK_DIST_ISA"
+            )
+        source, self._tables = emit_cpu(self.plan)
+        binary = compile_source(
+            source, isa=isa, settings=self._settings, on_compile=on_compile
+        )
+        self._library = load_library(binary)
+        for name, result, arguments in _FUNCTIONS:
+            function = getattr(self._library, name)
+            function.restype, function.argtypes = result, arguments
+
+    def start(self, arenas: Arenas) -> None:
+        """Start the workers on this memory; they sleep until a command comes."""
+        assert self._tables is not None and self._library is not None
+        self._blocks = _make_blocks(self.plan, self._tables, arenas, self._settings, self._trace_rows)
+        self._arenas = arenas
+        self._sequence = self._collected = 0
+        self._results = []
+        self._commands = memoryview(self._blocks.commands).cast("B")
+        self._address = self._blocks.config.ctypes.data
+        error = self._library.ark_kernel_start(self._address)
+        if error:
+            self._blocks = None
+            raise ArkError(
+                f"the kernel could not start {self.plan.target.worker_count} threads: "
+                f"{os.strerror(error)}; use fewer workers"
+            )
+
+    def post(self, command: Command) -> None:
+        """Put the command into the ring and wake the workers it needs."""
+        assert self._library is not None and self._tables is not None
+        sequence = self._sequence + 1
+        while sequence - self._collected > abi.COMMAND_RING:
+            self._await(self._collected + 1, float("inf"))
+            self._collect(self._collected + 1)
+        method = self.plan.method_names.index(command.method)
+        participants = int(self._tables.methods[method]["participants"])
+        scalars, given = self._scalars(command, method)
+        row = (sequence % abi.COMMAND_RING) * abi.COMMAND.dtype.itemsize
+        _COMMAND.pack_into(
+            self._commands, row, command.epoch, command.iterations, 0, method, participants,
+            given, *scalars,
+        )
+        self._sequence = sequence
+        if participants:
+            self._library.ark_kernel_post(self._address, sequence)
+        else:
+            self._skip(sequence, command.iterations)
+
+    def wait(self, timeout_s: float) -> list[int]:
+        """Sleep until all commands are done."""
+        self._await(self._sequence, timeout_s)
+        while self._collected < self._sequence:
+            self._collect(self._collected + 1)
+        results, self._results = self._results, []
+        return results
+
+    def stop(self) -> None:
+        """Let the workers finish and leave; a kernel that failed has nothing to finish."""
+        if self._blocks is None:
+            return
+        assert self._library is not None
+        if not self._library.ark_kernel_stop(self._address, int(EXIT_S * 1e9)):
+            # The stuck thread may still use the memory: it is kept on purpose.
+            raise StallError(
+                f"rank {self.plan.rank}: a worker did not leave its task within {EXIT_S:.0f} s; "
+                f"{stall_text(self.plan, self._blocks.statuses)}"
+            )
+        self._last_blocks = self._blocks
+        self._blocks = None
+
+    def _await(self, sequence: int, timeout_s: float) -> None:
+        assert self._library is not None and self._blocks is not None
+        left_s = timeout_s
+        while True:
+            slice_s = min(SLICE_S, max(left_s, 0.0))
+            outcome = self._library.ark_kernel_wait(self._address, sequence, int(slice_s * 1e9))
+            if outcome > 0:
+                return
+            if outcome < 0:
+                raise self._failure()
+            left_s -= slice_s
+            if left_s <= 0:
+                raise TimeoutError(
+                    f"program {self.plan.name!r} is still running after {timeout_s} s; "
+                    "wait again, or stop it"
+                )
+
+    def _failure(self) -> ArkError:
+        """What ended the kernel; its threads are gone afterwards."""
+        assert self._blocks is not None
+        blocks = self._blocks
+        reason = int(blocks.control["abort"][0])
+        error: ArkError
+        if reason == abi.TASK_FAILED:
+            error = TaskError(failure_text(self.plan, blocks.failure[0]))
+        elif reason == abi.STALLED:
+            error = StallError(
+                stall_text(self.plan, blocks.statuses, limit_s=self._settings.timeout_s)
+            )
+        else:
+            error = ArkError(f"rank {self.plan.rank}: the kernel was aborted")
+        self.stop()
+        return error
+
+    def _collect(self, sequence: int) -> None:
+        row = (sequence % abi.COMMAND_RING) * abi.COMMAND.dtype.itemsize
+        self._results.append(_SEQUENCE.unpack_from(self._commands, row + _DONE_OFFSET)[0])
+        self._collected = sequence
+
+    def _skip(self, sequence: int, iterations: int) -> None:
+        """Complete a command of a method without tasks, in its turn."""
+        assert self._blocks is not None
+        self._await(sequence - 1, float("inf"))
+        row = (sequence % abi.COMMAND_RING) * abi.COMMAND.dtype.itemsize
+        _SEQUENCE.pack_into(self._commands, row + _DONE_OFFSET, iterations)
+        self._blocks.control["completed"][0] = sequence
+
+    def _scalars(self, command: Command, method: int) -> tuple[list[int], int]:
+        values, given = [0] * abi.MAX_SCALARS, 0
+        if command.scalars:
+            assert self._tables is not None
+            slots = self._tables.scalar_slots[method]
+            dtypes = {
+                str(n.attributes["name"]): n.output.dtype
+                for n in self.plan.methods[method].nodes
+                if n.op == "command_scalar"
+            }
+            for name, value in command.scalars:
+                data = np.asarray(value).astype(dtypes[name].numpy).tobytes()
+                values[slots[name]] = int.from_bytes(data.ljust(8, b"\0"), "little")
+                given |= 1 << slots[name]
+        return values, given
+
+
+_FUNCTIONS = (
+    ("ark_kernel_start", ctypes.c_int, (ctypes.c_void_p,)),
+    ("ark_kernel_post", None, (ctypes.c_void_p, ctypes.c_uint64)),
+    ("ark_kernel_wait", ctypes.c_int, (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64)),
+    ("ark_kernel_stop", ctypes.c_int, (ctypes.c_void_p, ctypes.c_int64)),
+    ("ark_kernel_abort", None, (ctypes.c_void_p,)),
+    ("ark_kernel_ticks", ctypes.c_uint64, ()),
+)
+
+
+def _lines(record: abi.Record, count: int) -> Memory:
+    """Zeroed records that start on a cache line."""
+    size = record.dtype.itemsize * max(count, 1)
+    raw = np.zeros(size + abi.LINE_BYTES, np.uint8)
+    start = -raw.ctypes.data % abi.LINE_BYTES
+    return raw[start : start + size].view(record.dtype)
+
+
+def _make_blocks(
+    plan: Plan, tables: Tables, arenas: Arenas, settings: Settings, trace_rows: int
+) -> Blocks:
+    workers = plan.target.worker_count
+    bases = np.array([arenas.address(name) for name in ARENAS], np.uint64)
+    operands = bases[tables.operands["arena"]] + tables.operands["offset"]
+    scratch = np.zeros((workers, max(tables.scratch_elems, 1)), np.float32)
+    cores = np.array(_cores(workers), np.int32)
+    threads = np.zeros(workers, np.uint64)
+    blocks = Blocks(
+        config=_lines(abi.CONFIG, 1), control=_lines(abi.CONTROL, 1),
+        method_states=_lines(abi.METHOD_STATE, len(plan.methods)),
+        commands=_lines(abi.COMMAND, abi.COMMAND_RING),
+        mailboxes=_lines(abi.MAILBOX, workers), statuses=_lines(abi.STATUS, workers),
+        failure=_lines(abi.FAILURE, 1), counters=_lines(abi.COUNTER, tables.counter_count),
+        traces=_lines(abi.TRACE, workers * trace_rows),
+        trace_counts=_lines(abi.COUNTER, workers),
+        others=(tables.tasks, tables.params, tables.waits, tables.queues, tables.methods,
+                operands, scratch, cores, threads),
+    )
+    blocks.method_states["last_turn"] = NEVER
+    addresses = {
+        "tasks": tables.tasks, "params": tables.params, "operands": operands,
+        "waits": tables.waits, "queues": tables.queues, "methods": tables.methods,
+        "counters": blocks.counters, "control": blocks.control,
+        "method_states": blocks.method_states, "commands": blocks.commands,
+        "mailboxes": blocks.mailboxes, "statuses": blocks.statuses, "failure": blocks.failure,
+        "trace_counts": blocks.trace_counts, "scratch": scratch, "cores": cores,
+        "threads": threads,
+    }
+    config = blocks.config[0]
+    for name, array in addresses.items():
+        config[name] = array.ctypes.data
+    config["traces"] = blocks.traces.ctypes.data if trace_rows else 0
+    config["trace_rows"] = trace_rows
+    config["scratch_elems"] = scratch.shape[1]
+    config["timeout_ns"] = int(settings.timeout_s * 1e9)
+    config["idle_spin_ns"] = IDLE_SPIN_NS
+    config["worker_count"], config["method_count"] = workers, len(plan.methods)
+    return blocks
+
+
+def _cores(workers: int) -> list[int]:
+    """One core per worker, or -1 for all where there are not enough."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [-1] * workers
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[:workers] if len(cores) >= workers else [-1] * workers

@@ -1,0 +1,69 @@
+"""Say in words why a kernel ended: which task failed, who waits for what."""
+
+import numpy as np
+import numpy.typing as npt
+
+from ark_dist.core import abi
+from ark_dist.core.plan import Method, Plan
+
+DECISION = 0xFFFFFFFF
+PHASES = {
+    abi.IDLE: "is idle",
+    abi.WAITING: "waits in",
+    abi.COMPUTING: "computes",
+    abi.EXITED: "has left, last at",
+    abi.JOINING: "waits for the command before",
+}
+
+Status = npt.NDArray[np.void]
+
+
+def task_text(plan: Plan, method: Method, task_id: int) -> str:
+    """A task by number, operators and the names they write."""
+    group = method.groups[method.tasks[task_id].group]
+    nodes = [method.nodes[n] for n in group.nodes]
+    ops = "+".join(n.op for n in nodes)
+    return f"task {task_id} ({ops} {nodes[-1].name!r}) of method {method.name!r}"
+
+
+def failure_text(plan: Plan, failure: np.void) -> str:
+    """The task that met a bad value."""
+    method = plan.methods[int(failure["method"])]
+    return (
+        f"rank {plan.rank}, worker {int(failure['worker'])}: "
+        f"{task_text(plan, method, int(failure['task']))}, iteration {int(failure['iteration'])}: "
+        f"index {int(failure['value'])} is outside the table of {int(failure['limit'])} rows"
+    )
+
+
+def stall_text(plan: Plan, statuses: Status, *, limit_s: float | None = None) -> str:
+    """What every worker is doing, the stalled ones first."""
+    order = sorted(range(len(statuses)), key=lambda w: -int(statuses[w]["is_stalled"]))
+    lines = [_status_text(plan, w, statuses[w]) for w in order]
+    limit = "" if limit_s is None else f"no progress for {limit_s:g} s: "
+    return f"rank {plan.rank}: {limit}" + "; ".join(lines)
+
+
+def _status_text(plan: Plan, worker: int, status: np.void) -> str:
+    method = plan.methods[int(status["method"])]
+    phase = int(status["phase"])
+    text = f"worker {worker} {PHASES.get(phase, '?')}"
+    if method.queues[worker] and phase != abi.IDLE:
+        text += f" {task_text(plan, method, int(status['task']))}, turn {int(status['turn'])}"
+    if int(status["is_stalled"]) or phase == abi.WAITING:
+        text += f", {_counter_text(plan, method, int(status['counter']))}: "
+        text += f"have {int(status['have'])}, want {int(status['want'])}"
+    return text
+
+
+def _counter_text(plan: Plan, method: Method, index: int) -> str:
+    if index == DECISION:
+        return "the decision of an earlier turn"
+    first = 0
+    for other in plan.methods:
+        if other is method:
+            break
+        first += len(other.counters)
+    counter = method.counters[index - first]
+    owner = "worker" if counter.kind == "clock" else "group"
+    return f"counter {counter.id} ({counter.kind} of {owner} {counter.owner})"

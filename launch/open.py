@@ -1,0 +1,72 @@
+"""Open a session: from a graph and a device name to a program ready to compile."""
+
+import os
+from collections.abc import Callable
+
+from ark_dist.core.errors import DeviceNotFoundError
+from ark_dist.core.graph import Graph
+from ark_dist.core.plan import Plan
+from ark_dist.core.settings import Settings
+from ark_dist.core.target import Target, cpu_target, wide_target
+from ark_dist.launch.devices.base import Device
+from ark_dist.launch.cpuinfo import best_isa
+from ark_dist.launch.devices.cpu import CpuDevice
+from ark_dist.launch.devices.null import NullDevice
+from ark_dist.launch.devices.numpy import NumpyDevice
+from ark_dist.launch.session import Session, SessionOptions
+from ark_dist.scheduler.plan import PlanOptions, make_plan
+
+DeviceFactory = Callable[[Plan, Settings], Device]
+
+DEVICES: dict[str, DeviceFactory] = {
+    "cpu": CpuDevice,
+    "numpy": lambda plan, settings: NumpyDevice(plan),
+    "null": lambda plan, settings: NullDevice(plan),
+}
+
+
+def available_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def find_device(name: str, settings: Settings) -> str:
+    """Return the device a name stands for; "auto" takes the best there is.
+
+    Raises ValueError for an unknown name and DeviceNotFoundError for an absent device.
+    """
+    if name == "auto":
+        name = settings.device or ("cpu" if "cpu" in DEVICES else "numpy")
+    if name == "cuda":
+        raise DeviceNotFoundError(
+            "device 'cuda': there is no CUDA executor on this machine; use device='cpu'"
+        )
+    if name not in DEVICES:
+        raise ValueError(
+            f"device is {name!r}; it must be one of auto, cuda, {', '.join(sorted(DEVICES))}"
+        )
+    return name
+
+
+def target_for(device: str, settings: Settings, worker_count: int | None) -> Target:
+    """The target a plan is made for on this machine."""
+    workers = worker_count or settings.worker_count or available_cores()
+    if device == "null":
+        return wide_target(workers)
+    if device == "cpu":
+        return cpu_target(workers, settings.isa or best_isa())
+    return cpu_target(worker_count or 1, kind=device)
+
+
+def open_session(
+    graph: Graph, *, device: str, settings: Settings, worker_count: int | None = None,
+    options: PlanOptions | None = None,
+) -> Session:
+    """Plan the graph for a device and return the session that will run it."""
+    device = find_device(device, settings)
+    plan = make_plan(graph, target_for(device, settings, worker_count), options)
+    return Session(
+        plan, DEVICES[device](plan, settings), SessionOptions(timeout_s=settings.timeout_s)
+    )
