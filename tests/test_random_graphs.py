@@ -1,0 +1,71 @@
+"""Random models give the float64 result on every executor, with any number of workers."""
+
+import os
+import random
+
+import numpy as np
+import pytest
+
+from ark_dist.core.settings import read_settings
+from ark_dist.core.target import cpu_target
+from ark_dist.launch.devices.numpy import NumpyDevice
+from ark_dist.launch.open import open_session
+from ark_dist.launch.session import Session, SessionOptions
+from ark_dist.scheduler.plan import PlanOptions, make_plan
+from tests.random_graphs import Oracle, RandomModel, fill, random_model, tolerance
+
+SEEDS = range(int(os.environ.get("ARK_TEST_FIRST", "0")), int(os.environ.get("ARK_TEST_SEEDS", "200")))
+WORKERS = (1, 2, 3)
+
+
+def _check(session: Session, model: RandomModel, seed: int, label: str) -> dict[str, bytes]:
+    """Run all methods once, then 7 times; compare with the oracle; return the bits."""
+    graph = model.graph
+    data = fill(model, seed)
+    oracle = Oracle(graph, data)
+    session.compile(lambda path: None)
+    for value in model.inputs:
+        session.write(value.view, data[value.view.buffer])
+    session.launch()
+    bits = {}
+    try:
+        for iterations in (1, 7):
+            for method in graph.methods:
+                session.run(iterations, method.name, {})
+                assert session.wait() == iterations
+                oracle.run(method.name, iterations)
+                for value in (*model.outputs[method.name], *model.states):
+                    found = session.read(value.view)
+                    wanted = oracle.view(value.view)
+                    largest = float(np.abs(wanted).max(initial=0))
+                    limit = tolerance(value.view.dtype.name, largest)
+                    error = float(np.abs(found.astype(np.float64) - wanted).max(initial=0))
+                    name = graph.buffers[value.view.buffer].name
+                    assert error <= limit, (
+                        f"seed {seed}, {label}, {method.name} x {iterations}, {name}: "
+                        f"error {error:.3g}, allowed {limit:.3g}"
+                    )
+                    bits[f"{iterations}/{method.name}/{name}"] = found.tobytes()
+    finally:
+        session.close()
+    return bits
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_random_model_is_right_on_cpu_and_numpy(seed: int) -> None:
+    model = random_model(seed)
+    graph = model.graph
+    settings = read_settings()
+    for workers in WORKERS:
+        options = PlanOptions(depth=1 + seed % 3)
+        sessions = [
+            open_session(graph, device="cpu", settings=settings, worker_count=workers, options=options)
+            for _ in range(2)
+        ]
+        first, again = (_check(s, model, seed, f"cpu, {workers} workers") for s in sessions)
+        assert first == again, f"seed {seed}, {workers} workers: a rerun gave other bits"
+        if workers == 1 + seed % 3:
+            rng = random.Random(seed)
+            plan = make_plan(graph, cpu_target(workers), options)
+            device = NumpyDevice(plan, choose=lambda ready, r=rng: r.choice(ready)[0])
+            _check(Session(plan, device, SessionOptions()), model, seed, "numpy")
