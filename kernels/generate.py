@@ -13,7 +13,6 @@ from ark_dist.core.op import OPS, Argument, Op
 
 TARGET = Path(op_module.__file__).resolve().parents[1] / "ops.py"
 LINE_CHARS = 100
-DEPS = "Sequence[Tensor]"
 
 # Operator -> Python's methods for it; True where the operands come swapped.
 PYTHON_OPERATORS = {
@@ -108,26 +107,14 @@ def _method(
 
 
 def _python_operator(op: Op, method: str, is_swapped: bool) -> str:
-    if len(op.arguments) < 2 or not op.arguments[1].is_tensor:
-        parameters, operands = ["self"], "self"
-    elif is_swapped:
-        parameters, operands = ["self", "other: Operand"], "other, self"
-    else:
-        parameters = ["self", f"other: {op.arguments[1].annotation}"]
-        operands = "self, other"
-    attributes = "".join(
-        f", {a.name}={a.default}" for a in op.arguments if not a.is_tensor and a.annotation != DEPS
-    )
-    return "\n".join(
-        [
-            f"    def {method}({', '.join(parameters)}) -> Tensor:",
-            *_wrapped("return apply", _split(f'"{op.name}", {operands}{attributes}'), "", 8),
-        ]
-    )
-
-
-def _split(text: str) -> list[str]:
-    return text.split(", ")
+    is_binary = len(op.arguments) > 1 and op.arguments[1].is_tensor
+    other = op.arguments[1].annotation if is_binary else ""
+    parameters = ["self", f"other: {other}"] if is_binary else ["self"]
+    operands = ["other", "self"] if is_swapped else ["self", "other"][: 1 + is_binary]
+    items = [f'"{op.name}"', *operands]
+    items += [f"{a.name}={a.default}" for a in op.arguments if not a.is_tensor]
+    lines = _wrapped("return apply", items, "", 8)
+    return "\n".join([f"    def {method}({', '.join(parameters)}) -> Tensor:", *lines])
 
 
 def _parameter(argument: Argument) -> str:
@@ -179,9 +166,7 @@ def _docstring(op: Op, indent: int) -> list[str]:
         lines += _entry(argument.name, argument.doc, indent)
     lines += ["", "Returns:", "    The result, a tensor of the same model.", "", "Raises:"]
     lines += _entry("TypeError", _type_error(op), indent)
-    lines += _entry(
-        "ValueError", "where shapes or attributes do not fit, or models differ", indent
-    )
+    lines += _entry("ValueError", "where shapes or attributes do not fit, or models differ", indent)
     lines.append('"""')
     return [" " * indent + line if line else "" for line in lines]
 
@@ -211,9 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if target.exists() and target.read_text() == text:
         return 0
-    print(
-        f"{target} does not match the operators' records; run ./dev generate", file=sys.stderr
-    )
+    print(f"{target} does not match the operators' records; run ./dev generate", file=sys.stderr)
     return 1
 
 

@@ -1,5 +1,6 @@
 """Hold one program on one device: its memory, its lifecycle, and the way data gets in and out."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ class Session:
         self._arenas: Arenas | None = None
         self._epoch = 0
         self._launched_at = 0.0
+        self._pid = os.getpid()
 
     @property
     def state(self) -> str:
@@ -149,7 +151,8 @@ class Session:
 
     def close(self) -> None:
         """End the kernel if it runs, and let go of the memory; safe to call twice."""
-        if self._state in ("launched", "running", "failed"):
+        # After a fork the kernel's threads are the parent's alone.
+        if self._state in ("launched", "running", "failed") and os.getpid() == self._pid:
             self._device.stop()
         self._state = "closed"
         self._arenas = None
@@ -161,7 +164,16 @@ class Session:
             raise LifecycleError(f"the program has no memory yet; {WAYS_OUT[self._state]}")
         return self._arenas
 
+    def require(self, call: str) -> None:
+        """Raise LifecycleError if `call` is not allowed now."""
+        self._next(call)
+
     def _next(self, call: str) -> str:
+        if os.getpid() != self._pid:
+            raise LifecycleError(
+                f"{call}() was called in process {os.getpid()}, a fork of {self._pid}, which "
+                "holds the program; make a new Executor in this process"
+            )
         state = TRANSITIONS.get((self._state, call))
         if state is None:
             raise LifecycleError(f"{call}() is not allowed while {self._state}; "

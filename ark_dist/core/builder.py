@@ -40,7 +40,7 @@ class GraphBuilder:
 
     def __init__(self, name: str = "model") -> None:
         """Start an empty model."""
-        self.name = _checked_name(name)
+        self.name = checked_name(name)
         self._buffers: list[Buffer] = []
         self._methods: dict[str, list[Node]] = {DEFAULT_METHOD: []}
         self._method = DEFAULT_METHOD
@@ -60,7 +60,7 @@ class GraphBuilder:
 
     def select_method(self, name: str) -> str:
         """Add operators to method `name` from now on; returns the one before."""
-        before, self._method = self._method, _checked_name(name)
+        before, self._method = self._method, checked_name(name)
         self._methods.setdefault(self._method, [])
         return before
 
@@ -187,6 +187,10 @@ class GraphBuilder:
         self._check_own("keep", value)
         self._kept.append(value.view.buffer)
 
+    def is_taken(self, name: str) -> bool:
+        """Whether a buffer has this name already; a second one would get a number."""
+        return name in self._names
+
     def buffer(self, value: Value) -> Buffer:
         """The buffer that the tensor views."""
         return self._buffers[value.view.buffer]
@@ -232,7 +236,7 @@ class GraphBuilder:
         return buffer
 
     def _unique_name(self, prefix: str, name: str | None) -> str:
-        base = prefix if name is None else _checked_name(name)
+        base = prefix if name is None else checked_name(name)
         count = self._names.get(base, 0)
         self._names[base] = count + 1
         unique = base if count == 0 else f"{base}_{count}"
@@ -391,7 +395,8 @@ def whole_view(buffer: Buffer) -> View:
     return View(buffer.id, buffer.dtype, 0, buffer.shape, row_major_strides(buffer.shape))
 
 
-def _checked_name(name: object) -> str:
+def checked_name(name: object) -> str:
+    """Return a user's name; TypeError or ValueError if it can't be one."""
     if not isinstance(name, str) or not name:
         raise TypeError(f"name is {name!r}; it must be a non-empty string")
     if len(name) > MAX_NAME_CHARS:

@@ -21,6 +21,7 @@ class Settings:
         timeout_s: limit for every wait of a running kernel, in seconds.
         device: device used where the caller says "auto"; None means the best one found.
         log_level: level of the logger `ark_dist`.
+        trace_path: file that every kernel adds the trace of its tasks to; None is off.
     """
 
     cache_dir: Path | None
@@ -31,6 +32,7 @@ class Settings:
     timeout_s: float
     device: str | None
     log_level: str
+    trace_path: Path | None = None
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -50,7 +52,13 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         timeout_s=_positive(env, "ARK_DIST_TIMEOUT_S", 60.0),
         device=env.get("ARK_DIST_DEVICE") or None,
         log_level=(env.get("ARK_DIST_LOG") or "INFO").upper(),
+        trace_path=Path(env["ARK_DIST_TRACE"]) if env.get("ARK_DIST_TRACE") else None,
     )
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """The environment for a child process: this one's, with changes."""
+    return {**os.environ, **changes}
 
 
 def _positive(env: Mapping[str, str], name: str, default: float) -> float:

@@ -25,7 +25,7 @@ def verify_graph(graph: Graph) -> None:
 
 def graph_problems(graph: Graph) -> Iterator[str]:
     """Yield every broken rule as a sentence."""
-    yield from _buffer_problems(graph.buffers)
+    yield from buffer_problems(graph.buffers)
     names = [m.name for m in graph.methods]
     if len(set(names)) != len(names):
         yield f"two methods have one name: {names}"
@@ -58,7 +58,8 @@ def method_problems(buffers: tuple[Buffer, ...], method: GraphMethod) -> Iterato
         yield f"method {method.name!r} has {stops} stop operators; one may decide"
 
 
-def _buffer_problems(buffers: tuple[Buffer, ...]) -> Iterator[str]:
+def buffer_problems(buffers: tuple[Buffer, ...]) -> Iterator[str]:
+    """Yield the broken rules of buffers."""
     names = set()
     for position, buffer in enumerate(buffers):
         where = f"buffer {position} ({buffer.name!r})"
@@ -95,8 +96,8 @@ def _node_problems(buffers: tuple[Buffer, ...], node: Node) -> Iterator[str]:
             return
     try:
         spec = op.infer(node.input_specs, node.attributes)
-    except (TypeError, ValueError, KeyError) as error:
-        yield f"the operator refuses its inputs: {error}"
+    except Exception as error:  # attributes of a plan file may be anything
+        yield f"the operator refuses its inputs: {type(error).__name__}: {error}"
         return
     # The command's scalar takes the shape and dtype of the state it sets.
     if op.effect != "command" and spec != node.output.spec:

@@ -3,6 +3,8 @@
 #include <stdint.h>
 
 #define ARK_FN inline __attribute__((always_inline))
+// Large parts that many task functions share: compiled once, not into each.
+#define ARK_PART __attribute__((noinline))
 #define ARK_COLD __attribute__((noinline, cold))
 #if defined(__clang__)
 #define ARK_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")

@@ -31,7 +31,7 @@ ARK_FN ark_matmul_shape ark_matmul_params(const int64_t* extra) {
 }
 
 // sums[MR][NR] += a[depth][MR] * b[depth][NR], all packed.
-ARK_FN void ark_matmul_micro(float* sums, int64_t sums_stride, const float* a, const float* b,
+ARK_PART void ark_matmul_micro(float* sums, int64_t sums_stride, const float* a, const float* b,
                              int64_t depth) {
   ark_vector c[ARK_MR][2];
   for (int i = 0; i < ARK_MR; ++i)
@@ -53,7 +53,7 @@ ARK_FN void ark_matmul_micro(float* sums, int64_t sums_stride, const float* a, c
 
 // Pack `rows` x `depth` of A into panels of MR rows, depth-major, padded with zeros.
 template <class T, class Prologue>
-ARK_FN void ark_matmul_pack_a(float* to, const T* a, int64_t row_stride, int64_t depth_stride,
+ARK_PART void ark_matmul_pack_a(float* to, const T* a, int64_t row_stride, int64_t depth_stride,
                               int64_t rows, int64_t depth, const Prologue& prologue) {
   for (int64_t i0 = 0; i0 < rows; i0 += ARK_MR, to += ARK_MR * depth) {
     for (int r = 0; r < ARK_MR; ++r) {
@@ -71,7 +71,7 @@ ARK_FN void ark_matmul_pack_a(float* to, const T* a, int64_t row_stride, int64_t
 
 // Pack `depth` x `columns` of B into panels of NR columns, depth-major, padded with zeros.
 template <class T>
-ARK_FN void ark_matmul_pack_b(float* to, const T* b, int64_t depth_stride, int64_t column_stride,
+ARK_PART void ark_matmul_pack_b(float* to, const T* b, int64_t depth_stride, int64_t column_stride,
                               int64_t depth, int64_t columns) {
   for (int64_t j0 = 0; j0 < columns; j0 += ARK_NR, to += ARK_NR * depth) {
     const int64_t width = columns - j0 < ARK_NR ? columns - j0 : ARK_NR;

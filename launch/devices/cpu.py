@@ -3,6 +3,7 @@
 import ctypes
 import os
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +21,19 @@ from ark_dist.launch.cpuinfo import can_run
 from ark_dist.launch.devices.report import failure_text, stall_text
 from ark_dist.launch.machine import Command
 from ark_dist.launch.memory import Arenas
+from ark_dist.launch.trace import TraceEvent, add_to_trace_file
 
 # wait() comes back to Python this often, so that Ctrl-C works.
 SLICE_S = 0.1
 IDLE_SPIN_NS = 50_000
+# Tasks that a trace keeps per worker: the last ones; a power of 2.
+TRACE_ROWS = 1 << 16
 # How long a stopped kernel may take to leave its loops.
 EXIT_S = 10.0
 NEVER = 1 << 62
 
 _COMMAND = struct.Struct(f"<QqqIIQ{abi.MAX_SCALARS}Q")
+_COMMAND_BYTES = abi.COMMAND.dtype.itemsize
 _DONE_OFFSET = 16
 _SEQUENCE = struct.Struct("<Q")
 
@@ -55,8 +60,8 @@ class Blocks:
 class CpuDevice:
     """One process's persistent kernel; its workers are threads, pinned where cores suffice."""
 
-    def __init__(self, plan: Plan, settings: Settings, *, trace_rows: int = 0) -> None:
-        """Take a plan made for a CPU; `trace_rows` (a power of 2) per worker turns tracing on."""
+    def __init__(self, plan: Plan, settings: Settings) -> None:
+        """Take a plan made for a CPU; `settings.trace_path` turns tracing on."""
         if plan.target.kind != "cpu":
             raise ValueError(
                 f"program {plan.name!r} was planned for {plan.target.kind!r}, not for 'cpu'; "
@@ -69,7 +74,8 @@ class CpuDevice:
             )
         self.plan = plan
         self._settings = settings
-        self._trace_rows = trace_rows
+        self._trace_rows = TRACE_ROWS if settings.trace_path else 0
+        self._clock_start = (0, 0)
         self._tables: Tables | None = None
         self._library: ctypes.CDLL | None = None
         self._blocks: Blocks | None = None
@@ -103,6 +109,7 @@ class CpuDevice:
         self._results = []
         self._commands = memoryview(self._blocks.commands).cast("B")
         self._address = self._blocks.config.ctypes.data
+        self._clock_start = self._clocks()
         error = self._library.ark_kernel_start(self._address)
         if error:
             self._blocks = None
@@ -121,7 +128,7 @@ class CpuDevice:
         method = self.plan.method_names.index(command.method)
         participants = int(self._tables.methods[method]["participants"])
         scalars, given = self._scalars(command, method)
-        row = (sequence % abi.COMMAND_RING) * abi.COMMAND.dtype.itemsize
+        row = (sequence % abi.COMMAND_RING) * _COMMAND_BYTES
         _COMMAND.pack_into(
             self._commands, row, command.epoch, command.iterations, 0, method, participants,
             given, *scalars,
@@ -151,8 +158,34 @@ class CpuDevice:
                 f"rank {self.plan.rank}: a worker did not leave its task within {EXIT_S:.0f} s; "
                 f"{stall_text(self.plan, self._blocks.statuses)}"
             )
-        self._last_blocks = self._blocks
+        if self._settings.trace_path is not None:
+            add_to_trace_file(self._settings.trace_path, self.plan, self._trace(self._blocks))
         self._blocks = None
+
+    def _clocks(self) -> tuple[int, int]:
+        """The trace clock and the monotonic clock in nanoseconds, read together."""
+        assert self._library is not None
+        return int(self._library.ark_kernel_ticks()), time.monotonic_ns()
+
+    def _trace(self, blocks: Blocks) -> list[TraceEvent]:
+        """The last tasks of every worker, oldest first."""
+        ticks, now_ns = self._clocks()
+        ticks_0, start_ns = self._clock_start
+        ns_per_tick = (now_ns - start_ns) / max(ticks - ticks_0, 1)
+        events = []
+        for worker in range(self.plan.target.worker_count):
+            count = int(blocks.trace_counts["value"][worker])
+            first = worker * self._trace_rows
+            for number in range(max(0, count - self._trace_rows), count):
+                row = blocks.traces[first + number % self._trace_rows]
+                times = (
+                    start_ns + int((int(row[name]) - ticks_0) * ns_per_tick)
+                    for name in ("wait_begin", "start", "end")
+                )
+                events.append(
+                    TraceEvent(worker, int(row["method"]), int(row["task"]), int(row["turn"]), *times)
+                )
+        return events
 
     def _await(self, sequence: int, timeout_s: float) -> None:
         assert self._library is not None and self._blocks is not None
@@ -189,7 +222,7 @@ class CpuDevice:
         return error
 
     def _collect(self, sequence: int) -> None:
-        row = (sequence % abi.COMMAND_RING) * abi.COMMAND.dtype.itemsize
+        row = (sequence % abi.COMMAND_RING) * _COMMAND_BYTES
         self._results.append(_SEQUENCE.unpack_from(self._commands, row + _DONE_OFFSET)[0])
         self._collected = sequence
 
@@ -197,7 +230,7 @@ class CpuDevice:
         """Complete a command of a method without tasks, in its turn."""
         assert self._blocks is not None
         self._await(sequence - 1, float("inf"))
-        row = (sequence % abi.COMMAND_RING) * abi.COMMAND.dtype.itemsize
+        row = (sequence % abi.COMMAND_RING) * _COMMAND_BYTES
         _SEQUENCE.pack_into(self._commands, row + _DONE_OFFSET, iterations)
         self._blocks.control["completed"][0] = sequence
 

@@ -20,10 +20,17 @@ Status = npt.NDArray[np.void]
 
 def task_text(plan: Plan, method: Method, task_id: int) -> str:
     """A task by number, operators and the names they write."""
+    last = method.groups[method.tasks[task_id].group].nodes[-1]
+    return (
+        f"task {task_id} ({task_ops(method, task_id)} {method.nodes[last].name!r}) "
+        f"of method {method.name!r}"
+    )
+
+
+def task_ops(method: Method, task_id: int) -> str:
+    """The operators of a task, such as `matmul+add`."""
     group = method.groups[method.tasks[task_id].group]
-    nodes = [method.nodes[n] for n in group.nodes]
-    ops = "+".join(n.op for n in nodes)
-    return f"task {task_id} ({ops} {nodes[-1].name!r}) of method {method.name!r}"
+    return "+".join(method.nodes[n].op for n in group.nodes)
 
 
 def failure_text(plan: Plan, failure: np.void) -> str:

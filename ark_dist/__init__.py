@@ -1,0 +1,148 @@
+"""Write a model once; run it as one persistent kernel per rank: `import ark_dist as ark`."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# Nothing is imported until it is used: importing ark_dist.core runs this file first.
+_HOMES = {
+    "context": (
+        "assign",
+        "constant",
+        "init",
+        "keep",
+        "method",
+        "parameter",
+        "rank",
+        "scalar",
+        "state",
+        "tensor",
+        "world_size",
+    ),
+    "core.dtype": (
+        "BF16",
+        "BOOL",
+        "BYTE",
+        "DType",
+        "FP16",
+        "FP32",
+        "INT8",
+        "INT32",
+        "TensorType",
+        "UINT8",
+        "UINT32",
+    ),
+    "core.errors": (
+        "ArkError",
+        "CacheError",
+        "CheckpointError",
+        "CompileError",
+        "CompilerNotFoundError",
+        "DeviceNotFoundError",
+        "LifecycleError",
+        "MemoryLimitError",
+        "PlanError",
+        "PlanFormatError",
+        "StallError",
+        "StateDictError",
+        "TaskError",
+    ),
+    "core.layout": ("P",),
+    "core.shape": ("Dims",),
+    "executor": ("Executor",),
+    "model": ("Model",),
+    "module": ("Module",),
+    "runtime": ("Runtime",),
+    "serialize": ("convert_state_dict", "load", "save"),
+    "tensors": ("Parameter", "Tensor"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+# ARK's later names for the element types; "bool" stays Python's.
+_ALIASES = {
+    name.lower(): name
+    for name in ("FP32", "FP16", "BF16", "INT32", "UINT32", "INT8", "UINT8", "BYTE")
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what `name` needs, on first use."""
+    if name == "__all__":
+        ops = import_module("ark_dist.ops").__all__
+        value: object = sorted({*_HOME_OF, *_ALIASES, *ops, "__version__"})
+    elif name in _HOME_OF:
+        value = getattr(import_module(f"ark_dist.{_HOME_OF[name]}"), name)
+    elif name in _ALIASES:
+        value = __getattr__(_ALIASES[name])
+    elif not name.startswith("_") and name in (ops := import_module("ark_dist.ops")).__all__:
+        value = getattr(ops, name)
+    else:
+        raise AttributeError(f"module 'ark_dist' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """All public names, and what was imported so far."""
+    names: object = __getattr__("__all__")
+    assert isinstance(names, list)
+    return sorted({*names, *globals()})
+
+
+if TYPE_CHECKING:
+    from ark_dist.context import assign as assign
+    from ark_dist.context import constant as constant
+    from ark_dist.context import init as init
+    from ark_dist.context import keep as keep
+    from ark_dist.context import method as method
+    from ark_dist.context import parameter as parameter
+    from ark_dist.context import rank as rank
+    from ark_dist.context import scalar as scalar
+    from ark_dist.context import state as state
+    from ark_dist.context import tensor as tensor
+    from ark_dist.context import world_size as world_size
+    from ark_dist.core.dtype import BF16 as BF16
+    from ark_dist.core.dtype import BOOL as BOOL
+    from ark_dist.core.dtype import BYTE as BYTE
+    from ark_dist.core.dtype import FP16 as FP16
+    from ark_dist.core.dtype import FP32 as FP32
+    from ark_dist.core.dtype import INT8 as INT8
+    from ark_dist.core.dtype import INT32 as INT32
+    from ark_dist.core.dtype import UINT8 as UINT8
+    from ark_dist.core.dtype import UINT32 as UINT32
+    from ark_dist.core.dtype import DType as DType
+    from ark_dist.core.dtype import TensorType as TensorType
+    from ark_dist.core.errors import ArkError as ArkError
+    from ark_dist.core.errors import CacheError as CacheError
+    from ark_dist.core.errors import CheckpointError as CheckpointError
+    from ark_dist.core.errors import CompileError as CompileError
+    from ark_dist.core.errors import CompilerNotFoundError as CompilerNotFoundError
+    from ark_dist.core.errors import DeviceNotFoundError as DeviceNotFoundError
+    from ark_dist.core.errors import LifecycleError as LifecycleError
+    from ark_dist.core.errors import MemoryLimitError as MemoryLimitError
+    from ark_dist.core.errors import PlanError as PlanError
+    from ark_dist.core.errors import PlanFormatError as PlanFormatError
+    from ark_dist.core.errors import StallError as StallError
+    from ark_dist.core.errors import StateDictError as StateDictError
+    from ark_dist.core.errors import TaskError as TaskError
+    from ark_dist.core.layout import P as P
+    from ark_dist.core.shape import Dims as Dims
+    from ark_dist.executor import Executor as Executor
+    from ark_dist.model import Model as Model
+    from ark_dist.module import Module as Module
+    from ark_dist.ops import *  # noqa: F403  all operators; the list is generated
+    from ark_dist.runtime import Runtime as Runtime
+    from ark_dist.serialize import convert_state_dict as convert_state_dict
+    from ark_dist.serialize import load as load
+    from ark_dist.serialize import save as save
+    from ark_dist.tensors import Parameter as Parameter
+    from ark_dist.tensors import Tensor as Tensor
+
+    fp32 = FP32
+    fp16 = FP16
+    bf16 = BF16
+    int32 = INT32
+    uint32 = UINT32
+    int8 = INT8
+    uint8 = UINT8
+    byte = BYTE

@@ -1,0 +1,118 @@
+"""Turn one call of an operator's function into a node of the model."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ark_dist.core.dtype import DTypeLike, as_dtype
+from ark_dist.core.op import AttrValue, find_op
+
+if TYPE_CHECKING:
+    from ark_dist.model import Model
+    from ark_dist.ops import ModelOps
+    from ark_dist.tensors import Tensor
+
+
+def apply(
+    op_name: str,
+    /,
+    *inputs: object,
+    output: Tensor | None = None,
+    name: str | None = None,
+    deps: Sequence[Tensor] = (),
+    model: ModelOps | None = None,
+    **attributes: object,
+) -> Tensor:
+    """Add an operator to `model`, or else to the model of its first tensor.
+
+    An operator without tensors goes into the current model. Raises TypeError and ValueError
+    as the operator's record says.
+    """
+    from ark_dist.model import Model
+
+    op = find_op(op_name)
+    attrs = {
+        a.name: as_attribute(op_name, a.name, a.annotation, attributes[a.name])
+        for a in op.arguments
+        if a.name in attributes
+    }
+    target = model if model is not None else _model_of(op_name, inputs)
+    assert isinstance(target, Model)
+    return target.apply_op(op_name, inputs, attrs, output=output, name=name, deps=deps)
+
+
+def _model_of(op_name: str, inputs: Sequence[object]) -> Model:
+    from ark_dist.context import current_model
+    from ark_dist.tensors import Tensor
+
+    if not inputs:
+        return current_model()
+    for item in inputs:
+        if isinstance(item, Tensor):
+            return item.model
+    found = " and ".join(type(item).__name__ for item in inputs)
+    raise TypeError(f"{op_name}: found {found}, wanted a tensor; model.tensor(...) makes one")
+
+
+def as_attribute(op_name: str, name: str, annotation: str, value: object) -> AttrValue:
+    """Return an attribute as nodes keep it; TypeError names operator and argument."""
+    kind, _, optional = annotation.partition(" | ")
+    if value is None and optional == "None":
+        return None
+    convert, wanted = CONVERTERS[kind]
+    try:
+        return convert(value)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{op_name}: {name} is {value!r}; it must be {wanted}") from None
+
+
+def _as_int(value: object) -> int:
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError
+    return operator.index(value)  # type: ignore[arg-type]  # raises TypeError itself
+
+
+def _as_float(value: object) -> float:
+    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
+        raise TypeError
+    return float(value)
+
+
+def _as_bool(value: object) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError
+    return bool(value)
+
+
+def _as_str(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _as_ints(value: object) -> tuple[int, ...]:
+    if isinstance(value, (str, bytes)):
+        raise TypeError
+    if not isinstance(value, Iterable):
+        value = (value,)
+    return tuple(_as_int(item) for item in value)
+
+
+def _as_dtype_name(value: object) -> str:
+    dtype: DTypeLike = value  # type: ignore[assignment]  # as_dtype checks it
+    return as_dtype(dtype).name
+
+
+# Annotation in an operator's record -> how the value is stored, and what a caller may give.
+CONVERTERS: dict[str, tuple[Callable[[object], AttrValue], str]] = {
+    "int": (_as_int, "an integer"),
+    "float": (_as_float, "a number"),
+    "bool": (_as_bool, "True or False"),
+    "str": (_as_str, "a string"),
+    "Sequence[int]": (_as_ints, "a sequence of integers"),
+    "DTypeLike": (_as_dtype_name, "a dtype such as ark.FP16"),
+}

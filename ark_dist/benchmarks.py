@@ -1,0 +1,181 @@
+"""Measure the kernel's own costs: dispatch, hops between workers, and start-up."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from ark_dist.core.settings import child_environment
+from ark_dist.core.target import Target
+from ark_dist.core.task import Task
+from ark_dist.executor import Executor
+from ark_dist.model import Model
+from ark_dist.scheduler.deps import Edges
+from ark_dist.scheduler.order import Queues, earliest_finish
+from ark_dist.scheduler.plan import PlanOptions
+from ark_dist.tensors import Tensor
+
+ELEMENTS = 32
+CHAIN = 10
+ITERATIONS = 20_000
+ROUNDS = 30
+CALLS = 3_000
+LAYERS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure; `ratio` > 1 means we are ahead of the peer, `of_floor` 1 is the optimum."""
+
+    bench: str
+    case: str
+    dtype: str
+    ranks: int
+    workers: int
+    unit: str
+    ours: float
+    peer_name: str | None = None
+    peer: float | None = None
+    ratio: float | None = None
+    floor: float | None = None
+    of_floor: float | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        """The row for `--json`."""
+        return asdict(self)
+
+
+def dispatch() -> list[Row]:
+    """Cost of a task, of a dependency that changes workers, and of one call from Python."""
+    return [
+        Row("dispatch", "10 adds", "fp32", 1, 1, "us/task", _task_us(1, earliest_finish)),
+        Row("dispatch", "hop", "fp32", 1, 2, "us/task", _task_us(2, alternating)),
+        Row("dispatch", "run(1)+wait", "fp32", 1, 2, "us/call", _call_us(2)),
+    ]
+
+
+def startup() -> list[Row]:
+    """A new process with a warm cache: import, plan, launch and first run of 30 layers."""
+    code = (
+        "import time; t = time.perf_counter()\n"
+        "from ark_dist.benchmarks import startup_seconds\n"
+        "print(f'import={time.perf_counter() - t}'); startup_seconds()\n"
+        "print(f'import to first run={time.perf_counter() - t}')"
+    )
+    rows = []
+    for _ in range(2):  # the first process fills the cache
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+            timeout=300, env=child_environment(ARK_DIST_LOG="WARNING"),
+        )
+        rows = [line.split("=") for line in done.stdout.splitlines()]
+    return [
+        Row("startup", f"{LAYERS} layers: {case}", "fp32", 1, 2, "s", float(value))
+        for case, value in rows
+    ]
+
+
+BENCHES: dict[str, Callable[[], list[Row]]] = {"dispatch": dispatch, "startup": startup}
+
+
+def transformer(
+    layers: int, *, rows: int = 16, width: int = 256, hidden: int = 512, heads: int = 4
+) -> tuple[Model, list[Tensor]]:
+    """A transformer of the library's operators; returns the model and what has to be written."""
+    model = Model("transformer")
+    leaves = [model.tensor((rows, width), "fp32")]
+
+    def weight(*shape: int) -> Tensor:
+        leaves.append(model.parameter(shape, "fp32"))
+        return leaves[-1]
+
+    def split(tensor: Tensor) -> Tensor:
+        return tensor.reshape((rows, heads, width // heads)).transpose((1, 0, 2))
+
+    x = leaves[0]
+    for _ in range(layers):
+        normed = model.layernorm(x)
+        q, k, v = (split(model.matmul(normed, weight(width, width))) for _ in range(3))
+        scores = model.mul(model.matmul(q, k, transpose_other=True), (width // heads) ** -0.5)
+        mixed = model.matmul(model.softmax(scores), v).transpose((1, 0, 2))
+        x = model.add(x, model.matmul(mixed.reshape((rows, width)), weight(width, width)))
+        inner = model.matmul(model.layernorm(x), weight(width, hidden), is_relu=True)
+        x = model.add(x, model.matmul(inner, weight(hidden, width)))
+    return model, leaves
+
+
+def startup_seconds() -> None:
+    """Print `case=seconds` for the parts of a first run, in this process."""
+    began = time.perf_counter()
+    model, leaves = transformer(LAYERS)
+    built = time.perf_counter()
+    exe = Executor(model=model, device="cpu", workers=2)
+    planned = time.perf_counter()
+    exe.compile()
+    compiled = time.perf_counter()
+    for tensor in leaves:
+        exe.tensor_memcpy_host_to_device(tensor, np.zeros(tensor.shape, np.float32))
+    exe.launch()
+    exe.run(1)
+    exe.wait()
+    done = time.perf_counter()
+    exe.stop()
+    print(f"build={built - began}")
+    print(f"plan={planned - built}")
+    print(f"compile={compiled - planned}")
+    print(f"load and first run={done - compiled}")
+
+
+def alternating(tasks: Sequence[Task], edges: Sequence[Edges], target: Target) -> Queues:
+    """Deal tasks out in turn, so that every dependency in a chain changes workers."""
+    workers = target.worker_count
+    return tuple(tuple(range(worker, len(tasks), workers)) for worker in range(workers))
+
+
+def _task_us(workers: int, policy: Callable[..., Queues]) -> float:
+    model = Model("dispatch")
+    x = model.tensor((ELEMENTS,), "fp32")
+    y = x
+    for _ in range(CHAIN):
+        y = model.add(y, x)
+    options = PlanOptions(is_fused=False, policy=policy)
+    with Executor(model=model, device="cpu", workers=workers, options=options) as exe:
+        assert len(exe.plan.methods[0].tasks) == CHAIN
+        exe.compile()
+        exe.tensor_memcpy_host_to_device(x, np.ones(ELEMENTS, np.float32))
+        exe.launch()
+
+        def once() -> None:
+            exe.run(ITERATIONS)
+            exe.wait()
+
+        return _best_s(once, ROUNDS) / ITERATIONS / CHAIN * 1e6
+
+
+def _call_us(workers: int) -> float:
+    model = Model("call")
+    x = model.tensor((ELEMENTS,), "fp32")
+    model.add(x, x)
+    with Executor(model=model, device="cpu", workers=workers) as exe:
+        exe.compile()
+        exe.tensor_memcpy_host_to_device(x, np.ones(ELEMENTS, np.float32))
+        exe.launch()
+        times = []
+        for _ in range(CALLS):
+            began = time.perf_counter()
+            exe.run(1)
+            exe.wait()
+            times.append(time.perf_counter() - began)
+        return float(np.median(times)) * 1e6
+
+
+def _best_s(call: Callable[[], None], rounds: int) -> float:
+    best = float("inf")
+    for _ in range(rounds):
+        began = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - began)
+    return best

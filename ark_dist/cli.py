@@ -1,0 +1,159 @@
+"""The command `ark-dist`: bench, trace, cache."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ark_dist.benchmarks import BENCHES
+from ark_dist.core.errors import ArkError
+from ark_dist.core.settings import child_environment, read_settings
+from ark_dist.launch.cache import CompileCache
+from ark_dist.launch.compile import ark_version
+
+# Exit codes, shared with the launcher.
+USER_ERROR = 70
+BAD_FILE = 77
+BAD_CONFIG = 78
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+    help="One model graph, run as one persistent kernel per rank.",
+)
+cache_app = typer.Typer(no_args_is_help=True, help="Look after compiled kernels.")
+app.add_typer(cache_app, name="cache")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(ark_version())
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit.")
+    ] = False,
+) -> None:
+    """One model graph, run as one persistent kernel per rank."""
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(sorted(BENCHES))}.")],
+    as_json: AsJson = False,
+) -> None:
+    """Measure this machine and print one row per figure."""
+    if name not in BENCHES:
+        _fail(f"there is no benchmark {name!r}; choose one of {', '.join(sorted(BENCHES))}")
+    rows = [row.as_dict() for row in BENCHES[name]()]
+    _print_rows(f"bench {name}", rows, as_json)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def trace(
+    context: typer.Context,
+    script: Annotated[Path, typer.Argument(help="The Python program to run; arguments follow.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("trace.json"),
+    as_json: AsJson = False,
+) -> None:
+    """Run a program and write a trace of its kernels' tasks for Perfetto or chrome://tracing."""
+    if not script.is_file():
+        _fail(f"{script} is not a file; name a Python program")
+    target = out.absolute()
+    if not target.parent.is_dir():
+        _fail(f"folder {target.parent} does not exist; make it, or choose another --out")
+    target.unlink(missing_ok=True)
+    done = subprocess.run(
+        [sys.executable, str(script), *context.args],
+        env=child_environment(ARK_DIST_TRACE=str(target)), check=False,
+        stdout=sys.stderr if as_json else None,
+    )
+    if done.returncode:
+        raise typer.Exit(done.returncode if done.returncode > 0 else 128 - done.returncode)
+    if not target.exists():
+        _fail(f"{script} stopped no kernel on a CPU, so there is nothing to trace")
+    count = len(json.loads(target.read_text("utf-8"))["traceEvents"])
+    row = {"path": str(out), "events": count}
+    print(json.dumps(row) if as_json else f"{count} events in {out}; open it in ui.perfetto.dev")
+
+
+@cache_app.command("ls")
+def cache_ls(as_json: AsJson = False) -> None:
+    """List the compiled kernels."""
+    rows: list[dict[str, object]] = [
+        {"key": e.key, "name": e.name, "size_bytes": e.size_bytes, "created": e.created,
+         "language": e.language, "isa": e.isa}
+        for e in _cache().ls()
+    ]
+    _print_rows("compiled kernels", rows, as_json)
+
+
+@cache_app.command("clear")
+def cache_clear(as_json: AsJson = False) -> None:
+    """Remove all compiled kernels."""
+    count = _cache().clear()
+    print(json.dumps({"removed": count}) if as_json else f"removed {count} entries")
+
+
+@cache_app.command("verify")
+def cache_verify(as_json: AsJson = False) -> None:
+    """Check every compiled kernel against its checksum; exits 77 if one is damaged."""
+    problems = list(_cache().verify())
+    if as_json:
+        print(json.dumps({"problems": problems}))
+    else:
+        print("\n".join(problems) or "all entries are sound")
+    if problems:
+        raise typer.Exit(BAD_FILE)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; errors end with one clear line and the exit code of their kind."""
+    try:
+        app(list(arguments) if arguments is not None else None)
+    except ArkError as error:
+        print(f"ark-dist: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except ValueError as error:
+        print(f"ark-dist: {error}", file=sys.stderr)
+        sys.exit(BAD_CONFIG)
+
+
+def _cache() -> CompileCache:
+    return CompileCache(read_settings().cache_dir)
+
+
+def _fail(message: str) -> None:
+    print(f"ark-dist: {message}", file=sys.stderr)
+    raise typer.Exit(BAD_CONFIG)
+
+
+def _print_rows(title: str, rows: Sequence[dict[str, object]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    shown = [k for k in (rows[0] if rows else {}) if any(row[k] is not None for row in rows)]
+    table = Table(*shown, title=title)
+    for row in rows:
+        table.add_row(*(_cell(row[key]) for key in shown))
+    Console().print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()

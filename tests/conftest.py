@@ -1,0 +1,24 @@
+"""Fixtures that all tests share: a fresh current model, and the devices that compute."""
+
+from collections.abc import Iterator
+
+import pytest
+
+import ark_dist as ark
+from ark_dist.launch.open import DEVICES
+
+
+@pytest.fixture(autouse=True)
+def fresh_model() -> Iterator[None]:
+    """Start and leave each test without a current model."""
+    ark.init(reset=True)
+    yield
+    ark.init(reset=True)
+
+
+@pytest.fixture(params=[name for name in ("numpy", "cpu") if name in DEVICES])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device that computes on this machine."""
+    name = request.param
+    assert isinstance(name, str)
+    return name

@@ -1,0 +1,60 @@
+"""The tutorials run as a user runs them, and print what their documents show."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TUTORIALS = ROOT / "examples" / "tutorial"
+NUMBER = r"[0-9.e+-]+"
+# One bit of float16 just under 4, the largest values that layernorm gives here.
+MAX_ERROR = 2.0**-9 * 2
+
+
+def run(name: str, device: str, folder: Path) -> str:
+    """Run a tutorial in an empty folder and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, TUTORIALS / name],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "ARK_DIST_DEVICE": device},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(folder.iterdir()) == []
+    return done.stdout
+
+
+def test_the_model_tutorial_prints_its_errors(device: str, tmp_path: Path) -> None:
+    found = re.fullmatch(
+        f"max error:  ({NUMBER}) mean error:  ({NUMBER})\n",
+        run("model_tutorial.py", device, tmp_path),
+    )
+    assert found
+    assert float(found[1]) == float(found[2]) == 0
+
+
+def test_the_module_tutorial_prints_its_sizes_and_errors(device: str, tmp_path: Path) -> None:
+    found = re.fullmatch(
+        "ARK module test\nbatch_size: 1 seq_len: 64 d_model: 512 d_ff: 2048\n"
+        f"max error:  ({NUMBER}) avg error:  ({NUMBER})\n",
+        run("module_tutorial.py", device, tmp_path),
+    )
+    assert found
+    assert 0 < float(found[2]) < float(found[1]) <= MAX_ERROR
+
+
+@pytest.mark.parametrize("name", ["model_tutorial.py", "module_tutorial.py"])
+def test_a_tutorial_shows_the_lines_of_its_document(name: str) -> None:
+    text = (TUTORIALS / name).read_text()
+    lines = {
+        "model_tutorial.py": ["ark.init()", 'exe = ark.Executor(0, 0, 1, model, "tutorial_model")'],
+        "module_tutorial.py": ["runtime = ark.Runtime()", "ark_model.load_state_dict(state_dict)"],
+    }
+    for line in lines[name]:
+        assert line in text
