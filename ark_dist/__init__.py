@@ -65,7 +65,7 @@ _ALIASES = {
 }
 
 
-def __getattr__(name: str) -> object:
+def _find(name: str) -> object:
     """Import what `name` needs, on first use."""
     if name == "__all__":
         ops = import_module("ark_dist.ops").__all__
@@ -73,7 +73,7 @@ def __getattr__(name: str) -> object:
     elif name in _HOME_OF:
         value = getattr(import_module(f"ark_dist.{_HOME_OF[name]}"), name)
     elif name in _ALIASES:
-        value = __getattr__(_ALIASES[name])
+        value = _find(_ALIASES[name])
     elif not name.startswith("_") and name in (ops := import_module("ark_dist.ops")).__all__:
         value = getattr(ops, name)
     else:
@@ -84,7 +84,7 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """All public names, and what was imported so far."""
-    names: object = __getattr__("__all__")
+    names = _find("__all__")
     assert isinstance(names, list)
     return sorted({*names, *globals()})
 
@@ -146,3 +146,6 @@ if TYPE_CHECKING:
     int8 = INT8
     uint8 = UINT8
     byte = BYTE
+else:
+    # Type checkers must not see it: every misspelt name would pass.
+    __getattr__ = _find

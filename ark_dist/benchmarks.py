@@ -68,8 +68,12 @@ def startup() -> list[Row]:
     rows = []
     for _ in range(2):  # the first process fills the cache
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-            timeout=300, env=child_environment(ARK_DIST_LOG="WARNING"),
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+            env=child_environment(ARK_DIST_LOG="WARNING"),
         )
         rows = [line.split("=") for line in done.stdout.splitlines()]
     return [

@@ -23,7 +23,9 @@ BAD_FILE = 77
 BAD_CONFIG = 78
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
     help="One model graph, run as one persistent kernel per rank.",
 )
 cache_app = typer.Typer(no_args_is_help=True, help="Look after compiled kernels.")
@@ -63,7 +65,9 @@ def bench(
 def trace(
     context: typer.Context,
     script: Annotated[Path, typer.Argument(help="The Python program to run; arguments follow.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("trace.json"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path(
+        "trace.json"
+    ),
     as_json: AsJson = False,
 ) -> None:
     """Run a program and write a trace of its kernels' tasks for Perfetto or chrome://tracing."""
@@ -75,7 +79,8 @@ def trace(
     target.unlink(missing_ok=True)
     done = subprocess.run(
         [sys.executable, str(script), *context.args],
-        env=child_environment(ARK_DIST_TRACE=str(target)), check=False,
+        env=child_environment(ARK_DIST_TRACE=str(target)),
+        check=False,
         stdout=sys.stderr if as_json else None,
     )
     if done.returncode:
@@ -91,8 +96,14 @@ def trace(
 def cache_ls(as_json: AsJson = False) -> None:
     """List the compiled kernels."""
     rows: list[dict[str, object]] = [
-        {"key": e.key, "name": e.name, "size_bytes": e.size_bytes, "created": e.created,
-         "language": e.language, "isa": e.isa}
+        {
+            "key": e.key,
+            "name": e.name,
+            "size_bytes": e.size_bytes,
+            "created": e.created,
+            "language": e.language,
+            "isa": e.isa,
+        }
         for e in _cache().ls()
     ]
     _print_rows("compiled kernels", rows, as_json)

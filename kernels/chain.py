@@ -85,8 +85,11 @@ def _operand(view: View, lowered: Lowered) -> Operand:
 
 
 def _load(
-    view: View, lowered: Lowered, pointers: Mapping[Operand, Pointer],
-    loaded: dict[Operand, str], position: str,
+    view: View,
+    lowered: Lowered,
+    pointers: Mapping[Operand, Pointer],
+    loaded: dict[Operand, str],
+    position: str,
 ) -> list[str]:
     operand = _operand(view, lowered)
     if operand in loaded:

@@ -24,6 +24,7 @@ BEFORE_OPS = ("base.h", "abi.h", "loop.h", "worker.h", "control.h")
 AFTER_FUNCTIONS = ("host.h",)
 # ARK_MAX_METHODS in worker.h.
 MAX_METHODS = 64
+FLAGS = {"none": 0, "effect": abi.EFFECT, "stop": abi.STOP}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,9 @@ class _Program:
 def emit_cpu(plan: Plan) -> tuple[Source, Tables]:
     """Return the C++ source of a plan's kernel and its tables."""
     if len(plan.methods) > MAX_METHODS:
-        raise ValueError(f"program {plan.name!r} has {len(plan.methods)} methods; {MAX_METHODS} work")
+        raise ValueError(
+            f"program {plan.name!r} has {len(plan.methods)} methods; {MAX_METHODS} work"
+        )
     program = _Program()
     queues: list[tuple[int, int]] = []
     methods: list[tuple[int, ...]] = []
@@ -91,10 +94,14 @@ def emit_cpu(plan: Plan) -> tuple[Source, Tables]:
     for method, method_slots in zip(plan.methods, slots, strict=True):
         queues += _emit_method(program, plan, method, first_counter, method_slots)
         kinds = {counter.kind for counter in method.counters}
-        methods.append((
-            int(method.stop_task is not None), method.depth,
-            sum(1 for queue in method.queues if queue), int(kinds == {"group"}),
-        ))
+        methods.append(
+            (
+                int(method.stop_task is not None),
+                method.depth,
+                sum(1 for queue in method.queues if queue),
+                int(kinds == {"group"}),
+            )
+        )
         first_counter += len(method.counters)
     tables = Tables(
         tasks=_table(abi.TASK, program.tasks),
@@ -116,9 +123,7 @@ def _table(record: abi.Record, rows: Sequence[tuple[int, ...]]) -> Table:
 
 
 def _scalar_slots(method: Method) -> dict[str, int]:
-    names = sorted(
-        str(n.attributes["name"]) for n in method.nodes if OPS[n.op].effect == "command"
-    )
+    names = sorted(str(n.attributes["name"]) for n in method.nodes if OPS[n.op].effect == "command")
     if len(names) > abi.MAX_SCALARS:
         raise ValueError(
             f"method {method.name!r} takes {len(names)} scalars; at most {abi.MAX_SCALARS} work"
@@ -130,46 +135,67 @@ def _emit_method(
     program: _Program, plan: Plan, method: Method, first_counter: int, slots: dict[str, int]
 ) -> list[tuple[int, int]]:
     lowered = [lower(group, method.nodes) for group in method.groups]
-    calls: dict[tuple[int, tuple[int, ...]], tuple[int, int]] = {}
+    calls = _emit_calls(program, plan, method, lowered, slots)
     queues = []
     for queue in method.queues:
         queues.append((len(program.tasks), len(queue)))
         for task_id in queue:
             task = method.tasks[task_id]
-            group = method.groups[task.group]
-            key = (group.id, box_shape(task.box))
-            if key not in calls:
-                calls[key] = _emit_call(
-                    program, plan, method, group, lowered[group.id], task.box, slots
-                )
-            function, params = calls[key]
-            waits = tuple(
+            waits = _wait_rows(method, task_id, first_counter)
+            program.tasks.append(
                 (
-                    first_counter + wait.counter,
-                    method.counters[wait.counter].signals,
-                    wait.threshold - wait.turns_back * method.counters[wait.counter].signals,
+                    *calls[task.group, box_shape(task.box)],
+                    len(program.operands),
+                    program.wait_index(waits),
+                    len(waits),
+                    FLAGS[task.effect],
+                    first_counter + method.signals[task_id],
+                    task_id,
                 )
-                for wait in method.waits[task_id]
             )
-            flags = {"none": 0, "effect": abi.EFFECT, "stop": abi.STOP}[task.effect]
-            program.tasks.append((
-                function, params, len(program.operands), program.wait_index(waits), len(waits),
-                flags, first_counter + method.signals[task_id], task_id,
-            ))
-            program.operands += _operand_rows(plan, lowered[group.id], task.box)
+            program.operands += _operand_rows(plan, lowered[task.group], task.box)
     return queues
 
 
+def _emit_calls(
+    program: _Program, plan: Plan, method: Method, lowered: Sequence[Lowered], slots: dict[str, int]
+) -> dict[tuple[int, tuple[int, ...]], tuple[int, int]]:
+    """Function and parameters for each group and tile shape, in an order that no queue changes."""
+    calls: dict[tuple[int, tuple[int, ...]], tuple[int, int]] = {}
+    for task in method.tasks:
+        key = (task.group, box_shape(task.box))
+        if key not in calls:
+            group = method.groups[task.group]
+            calls[key] = _emit_call(
+                program, plan, method, group, lowered[group.id], task.box, slots
+            )
+    return calls
+
+
+def _wait_rows(
+    method: Method, task_id: int, first_counter: int
+) -> tuple[tuple[int, int, int], ...]:
+    rows = []
+    for wait in method.waits[task_id]:
+        signals = method.counters[wait.counter].signals
+        need = wait.threshold - wait.turns_back * signals
+        rows.append((first_counter + wait.counter, signals, need))
+    return tuple(rows)
+
+
 def _emit_call(
-    program: _Program, plan: Plan, method: Method, group: Group, lowered: Lowered, box: Box,
+    program: _Program,
+    plan: Plan,
+    method: Method,
+    group: Group,
+    lowered: Lowered,
+    box: Box,
     slots: dict[str, int],
 ) -> tuple[int, int]:
     call: Call = write_call(lowered, box, slots)
     program.scratch_elems = max(program.scratch_elems, call.scratch_elems)
     name = "_".join(method.nodes[n].op for n in group.nodes)[:80]
-    comment = "\n".join(
-        f"// {describe_node(method.nodes[n], plan.buffers)}" for n in group.nodes
-    )
+    comment = "\n".join(f"// {describe_node(method.nodes[n], plan.buffers)}" for n in group.nodes)
     return program.function(call.body, name, comment), program.param_index(call.params)
 
 
@@ -197,7 +223,9 @@ def _text(plan: Plan, program: _Program) -> str:
     parts.append("}  // namespace")
     parts += [f"// ----- {name}\n{text}" for name, text in tail]
     system, body = _hoist_includes("\n\n".join(parts))
-    title = f"// Persistent kernel of {quoted(plan.name)}, made by ark_dist {plan.target.kind} plan."
+    title = (
+        f"// Persistent kernel of {quoted(plan.name)}, made by ark_dist {plan.target.kind} plan."
+    )
     return f"{title}\n\n{system}\n\nnamespace {{\n\n{body}\n"
 
 

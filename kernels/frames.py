@@ -52,9 +52,7 @@ def offsets(lowered: Lowered, box: Box) -> tuple[int, ...]:
     return tuple(element_offset(operand, box) for operand in lowered.operands)
 
 
-def _outer(
-    lowered: Lowered, box: Box, inner: Sequence[int]
-) -> tuple[list[int], list[Shape]]:
+def _outer(lowered: Lowered, box: Box, inner: Sequence[int]) -> tuple[list[int], list[Shape]]:
     """Extents of the output dimensions outside `inner`, and the operands' strides along them."""
     sizes = box_shape(box)
     dims = [d for d in range(len(sizes)) if d not in inner]
@@ -267,9 +265,11 @@ def _matmul_prologue(lowered: Lowered, first: int) -> tuple[list[str], str, list
         f"  return {kernel.function}_prologue(row, n{_param_arguments(norm, first)});",
         "};",
     ]
-    return lines, "ark_matmul_norm<decltype(norm)>{norm}", [
-        float_bits(v) for v in _kernel_params(norm)
-    ]
+    return (
+        lines,
+        "ark_matmul_norm<decltype(norm)>{norm}",
+        [float_bits(v) for v in _kernel_params(norm)],
+    )
 
 
 def _control_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:

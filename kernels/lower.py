@@ -91,7 +91,10 @@ def _anchor_operands(anchor: Node, prologue: Node | None) -> list[Operand]:
         a_rows, _ = matrix_strides(a, anchor.attributes["transpose_input"])
         _, b_columns = matrix_strides(b, anchor.attributes["transpose_other"])
         a_batch, b_batch = (spread_strides(_without_matrix(v), shape[:-2]) for v in inputs)
-        return [Operand(a, (*a_batch, a_rows, 0), False), Operand(b, (*b_batch, 0, b_columns), False)]
+        return [
+            Operand(a, (*a_batch, a_rows, 0), False),
+            Operand(b, (*b_batch, 0, b_columns), False),
+        ]
     if frame == "gather":
         index, table = inputs
         return [

@@ -102,7 +102,8 @@ def reduction(
         check_dtypes(name, dtypes, specs)
         shape = specs[0].shape
         axis = row_axis(name, specs, attrs)
-        if shape[axis] == 0 and prod(shape[:axis] + shape[axis + 1 :]):
+        others = (*shape[:axis], *shape[axis + 1 :])
+        if shape[axis] == 0 and 0 not in others:
             raise ValueError(f"{name}: dimension {axis} of {shape} is empty; nothing to reduce")
         kept = (1,) if attrs["keepdims"] else ()
         return Spec((*shape[:axis], *kept, *shape[axis + 1 :]), result or specs[0].dtype)

@@ -1,6 +1,7 @@
 """Rules that many operator records share: dtype checks, tiles, costs, elementwise records."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -54,7 +55,7 @@ def cut(size: int, pieces: int, unit: int) -> list[tuple[int, int]]:
     """Cut [0, size) into `pieces` intervals of whole units, as even as they can be."""
     units = -(-size // unit)
     edges = [units * i // pieces * unit for i in range(pieces)] + [size]
-    return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return [(a, b) for a, b in pairwise(edges) if b > a]
 
 
 def parts_worth(cost: Cost, target: Target) -> int:

@@ -103,9 +103,7 @@ class Machine:
                 return -1
         return task
 
-    def _gate(
-        self, method: Method, state: MethodState, turn: int, first: int
-    ) -> bool | int | None:
+    def _gate(self, method: Method, state: MethodState, turn: int, first: int) -> bool | int | None:
         """True if the turn may start, -1 if its decision is awaited, None if it never will."""
         if method.stop_task is None or turn - method.depth < first:
             return True
@@ -115,8 +113,13 @@ class Machine:
         return None if is_over else True
 
     def _step(
-        self, method: Method, state: MethodState, workers: Sequence[Worker], index: int,
-        command: Command, first: int,
+        self,
+        method: Method,
+        state: MethodState,
+        workers: Sequence[Worker],
+        index: int,
+        command: Command,
+        first: int,
     ) -> None:
         worker = workers[index]
         task = method.queues[index][worker.position]
@@ -145,9 +148,7 @@ class Machine:
         self.closed_epoch = command.epoch
         return done
 
-    def _stall_text(
-        self, method: Method, state: MethodState, workers: Sequence[Worker]
-    ) -> str:
+    def _stall_text(self, method: Method, state: MethodState, workers: Sequence[Worker]) -> str:
         for index, worker in enumerate(workers):
             queue = method.queues[index]
             if not queue:

@@ -56,9 +56,7 @@ class Arenas:
 
 def allocate(plan: Plan) -> Arenas:
     """Allocate all arenas, poison activations and outputs, fill constants and states."""
-    memory = {
-        name: _allocate(size) for name, size in zip(ARENAS, plan.arena_bytes, strict=True)
-    }
+    memory = {name: _allocate(size) for name, size in zip(ARENAS, plan.arena_bytes, strict=True)}
     arenas = Arenas(plan, memory)
     memory["activations"][:] = POISON
     for buffer in plan.buffers:
@@ -85,5 +83,3 @@ def _allocate(size_bytes: int) -> Bytes:
     if size_bytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, np.uint8, count=max(size_bytes, 1))
-
-

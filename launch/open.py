@@ -8,8 +8,8 @@ from ark_dist.core.graph import Graph
 from ark_dist.core.plan import Plan
 from ark_dist.core.settings import Settings
 from ark_dist.core.target import Target, cpu_target, wide_target
-from ark_dist.launch.devices.base import Device
 from ark_dist.launch.cpuinfo import best_isa
+from ark_dist.launch.devices.base import Device
 from ark_dist.launch.devices.cpu import CpuDevice
 from ark_dist.launch.devices.null import NullDevice
 from ark_dist.launch.devices.numpy import NumpyDevice
@@ -61,7 +61,11 @@ def target_for(device: str, settings: Settings, worker_count: int | None) -> Tar
 
 
 def open_session(
-    graph: Graph, *, device: str, settings: Settings, worker_count: int | None = None,
+    graph: Graph,
+    *,
+    device: str,
+    settings: Settings,
+    worker_count: int | None = None,
     options: PlanOptions | None = None,
 ) -> Session:
     """Plan the graph for a device and return the session that will run it."""

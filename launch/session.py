@@ -176,8 +176,9 @@ class Session:
             )
         state = TRANSITIONS.get((self._state, call))
         if state is None:
-            raise LifecycleError(f"{call}() is not allowed while {self._state}; "
-                                 f"{WAYS_OUT[self._state]}")
+            raise LifecycleError(
+                f"{call}() is not allowed while {self._state}; {WAYS_OUT[self._state]}"
+            )
         return state
 
     def _checked_scalars(
@@ -196,9 +197,8 @@ class Session:
                 raise TypeError(f"run: scalar {name!r} is {value!r}; it must be a number")
             item = np.asarray(value).astype(known[name].dtype.numpy)
             if item.item() != value:
-                raise ValueError(f"run: scalar {name!r} is {value!r}, which does not fit "
-                                 f"{known[name].dtype}")
+                raise ValueError(
+                    f"run: scalar {name!r} is {value!r}, which does not fit {known[name].dtype}"
+                )
             checked.append((name, item.item()))
         return tuple(checked)
-
-

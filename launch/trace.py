@@ -44,10 +44,15 @@ def chrome_events(plan: Plan, events: Sequence[TraceEvent], pid: int) -> list[di
         {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": label}}
     ]
     for worker in range(plan.target.worker_count):
-        rows.append({
-            "ph": "M", "name": "thread_name", "pid": pid, "tid": worker,
-            "args": {"name": f"worker {worker}"},
-        })
+        rows.append(
+            {
+                "ph": "M",
+                "name": "thread_name",
+                "pid": pid,
+                "tid": worker,
+                "args": {"name": f"worker {worker}"},
+            }
+        )
     for event in events:
         method = plan.methods[event.method]
         args = {"task": event.task, "turn": event.turn, "method": method.name}
@@ -62,8 +67,13 @@ def _slice(
     name: str, start_ns: int, end_ns: int, event: TraceEvent, pid: int, args: dict[str, object]
 ) -> dict[str, object]:
     return {
-        "ph": "X", "name": name, "pid": pid, "tid": event.worker,
-        "ts": start_ns / 1e3, "dur": (end_ns - start_ns) / 1e3, "args": args,
+        "ph": "X",
+        "name": name,
+        "pid": pid,
+        "tid": event.worker,
+        "ts": start_ns / 1e3,
+        "dur": (end_ns - start_ns) / 1e3,
+        "args": args,
     }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -129,4 +130,4 @@ def predecessors(count: int, edges: Sequence[Edges]) -> list[Ints]:
     by_task = np.argsort(after, kind="stable")
     starts = np.searchsorted(after[by_task], np.arange(count + 1))
     before = before[by_task]
-    return [before[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    return [before[a:b] for a, b in pairwise(starts)]

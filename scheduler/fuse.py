@@ -87,8 +87,13 @@ def _producer(drafts: dict[int, _Draft], nodes: Sequence[Node], view: View) -> i
 
 
 def _can_join(
-    draft: _Draft, joined: _Draft, producer: Node, node: Node,
-    nodes: Sequence[Node], buffers: Sequence[Buffer], users: dict[int, list[int]],
+    draft: _Draft,
+    joined: _Draft,
+    producer: Node,
+    node: Node,
+    nodes: Sequence[Node],
+    buffers: Sequence[Buffer],
+    users: dict[int, list[int]],
 ) -> bool:
     """Whether the group that ends in `producer` may run inside the one that ends in `node`."""
     members = {*draft.nodes, *joined.nodes}
@@ -138,7 +143,9 @@ def _aliases_output(members: set[int], last: Node, nodes: Sequence[Node]) -> boo
 
 
 def _add_prologues(
-    drafts: dict[int, _Draft], nodes: Sequence[Node], buffers: Sequence[Buffer],
+    drafts: dict[int, _Draft],
+    nodes: Sequence[Node],
+    buffers: Sequence[Buffer],
     users: dict[int, list[int]],
 ) -> dict[int, _Draft]:
     result = dict(drafts)

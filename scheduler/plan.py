@@ -53,8 +53,12 @@ class _Draft:
 
 
 def make_plan(
-    graph: Graph, target: Target, options: PlanOptions | None = None, *,
-    rank: int = 0, world_size: int = 1,
+    graph: Graph,
+    target: Target,
+    options: PlanOptions | None = None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Plan:
     """Plan all methods of a rank's graph for one target."""
     options = options or PlanOptions()
@@ -62,7 +66,14 @@ def make_plan(
     drafts = [_draft(method, graph.buffers, target, options) for method in graph.methods]
     places, arena_bytes = place(graph.buffers, [d.placement for d in drafts])
     plan = Plan(
-        PLAN_VERSION, graph.name, rank, world_size, target, graph.buffers, places, arena_bytes,
+        PLAN_VERSION,
+        graph.name,
+        rank,
+        world_size,
+        target,
+        graph.buffers,
+        places,
+        arena_bytes,
         tuple(_method(draft, target, options) for draft in drafts),
     )
     verify_plan(plan)
@@ -79,9 +90,7 @@ def _draft(
     edges = tuple(same_turn_edges(touched))
     queues = options.policy(tasks, edges, target)
     lives = tuple(lifetimes(tasks, buffers))
-    return _Draft(
-        method, groups, tasks, touched, edges, queues, lives, place_activations(lives)
-    )
+    return _Draft(method, groups, tasks, touched, edges, queues, lives, place_activations(lives))
 
 
 def _method(draft: _Draft, target: Target, options: PlanOptions) -> Method:
@@ -89,13 +98,25 @@ def _method(draft: _Draft, target: Target, options: PlanOptions) -> Method:
     back = tuple(next_turn_edges(draft.touched, lambda b: b in buffers_lasting))
     stop_task = next((t.id for t in draft.tasks if t.effect == "stop"), None)
     result = sync(
-        draft.tasks, draft.queues, (*draft.edges, *back),
+        draft.tasks,
+        draft.queues,
+        (*draft.edges, *back),
         reuse_edges(draft.lives, draft.placement, draft.touched),
-        target.counters, stop_task, options.depth,
+        target.counters,
+        stop_task,
+        options.depth,
     )
     return Method(
-        draft.source.name, draft.source.nodes, draft.groups, draft.tasks, draft.queues,
-        result.counters, result.signals, result.waits, stop_task, options.depth,
+        draft.source.name,
+        draft.source.nodes,
+        draft.groups,
+        draft.tasks,
+        draft.queues,
+        result.counters,
+        result.signals,
+        result.waits,
+        stop_task,
+        options.depth,
     )
 
 

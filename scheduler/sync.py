@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -58,8 +59,13 @@ def positions(task_count: int, queues: Queues) -> Positions:
 
 
 def sync(
-    tasks: Sequence[Task], queues: Queues, edges: Sequence[Edges],
-    reuse: Sequence["Reuse"], counter_kind: str, stop_task: int | None, depth: int,
+    tasks: Sequence[Task],
+    queues: Queues,
+    edges: Sequence[Edges],
+    reuse: Sequence["Reuse"],
+    counter_kind: str,
+    stop_task: int | None,
+    depth: int,
 ) -> Sync:
     """Return the counters and the pruned waits.
 
@@ -98,7 +104,11 @@ def make_counters(
 
 
 def _task_need(
-    task: int, turns_back: int, at: Positions, kind: str, signals: Sequence[int],
+    task: int,
+    turns_back: int,
+    at: Positions,
+    kind: str,
+    signals: Sequence[int],
     counters: Sequence[Counter],
 ) -> Need:
     assert kind == "clock" or counters[signals[task]].signals == 1
@@ -109,8 +119,13 @@ def _task_need(
 
 
 def _raw_needs(
-    tasks: Sequence[Task], at: Positions, edges: Sequence[Edges], reuse: Sequence["Reuse"],
-    kind: str, counters: tuple[Counter, ...], signals: tuple[int, ...],
+    tasks: Sequence[Task],
+    at: Positions,
+    edges: Sequence[Edges],
+    reuse: Sequence["Reuse"],
+    kind: str,
+    counters: tuple[Counter, ...],
+    signals: tuple[int, ...],
 ) -> list[list[Need]]:
     raw: list[list[Need]] = [[] for _ in tasks]
     make = _clock_needs if kind == "clock" else _group_needs
@@ -135,11 +150,14 @@ def _raw_needs(
 def _members(signals: Sequence[int], counters: Sequence[Counter]) -> list[Clock]:
     order = np.argsort(np.array(signals, np.int64), kind="stable")
     edges = np.searchsorted(np.array(signals, np.int64)[order], np.arange(len(counters) + 1))
-    return [order[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [order[a:b] for a, b in pairwise(edges)]
 
 
 def _clock_needs(
-    before: Clock, turns_back: int, at: Positions, signals: Sequence[int],
+    before: Clock,
+    turns_back: int,
+    at: Positions,
+    signals: Sequence[int],
     members: Sequence[Clock],
 ) -> list[Need]:
     reached = np.full(len(at.lengths), UNKNOWN, np.int64)
@@ -153,7 +171,10 @@ def _clock_needs(
 
 
 def _group_needs(
-    before: Clock, turns_back: int, at: Positions, signals: Sequence[int],
+    before: Clock,
+    turns_back: int,
+    at: Positions,
+    signals: Sequence[int],
     members: Sequence[Clock],
 ) -> list[Need]:
     needs = []
@@ -166,8 +187,12 @@ def _group_needs(
 
 
 def _pass(
-    tasks: Sequence[Task], at: Positions, raw: Sequence[Sequence[Need]], before: Clock,
-    stop_task: int | None, depth: int,
+    tasks: Sequence[Task],
+    at: Positions,
+    raw: Sequence[Sequence[Need]],
+    before: Clock,
+    stop_task: int | None,
+    depth: int,
 ) -> tuple[list[tuple[Wait, ...]], Clock]:
     """Walk one turn in linear order; return the waits kept and what is known after each task.
 
@@ -208,15 +233,19 @@ def _learn(
 ) -> Clock:
     """Add what the tasks that the need names knew when they were done."""
     shift = need.wait.turns_back * at.lengths
-    for worker in np.flatnonzero(need.reached > 0):
+    for worker in np.flatnonzero(need.reached > 0).tolist():
         last = by_place[worker][need.reached[worker] - 1]
         known = np.maximum(known, table[last] - shift)
     return known
 
 
 def _turn_start(
-    worker: int, at: Positions, before: Clock, by_place: Sequence[Clock],
-    stop_task: int | None, depth: int,
+    worker: int,
+    at: Positions,
+    before: Clock,
+    by_place: Sequence[Clock],
+    stop_task: int | None,
+    depth: int,
 ) -> Clock:
     known = np.full(len(at.lengths), UNKNOWN, np.int64)
     if len(by_place[worker]):

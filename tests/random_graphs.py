@@ -14,7 +14,9 @@ from ark_dist.core.op import OPS, Array, AttrValue
 from ark_dist.core.shape import full_box
 
 MATMUL: dict[str, AttrValue] = {
-    "transpose_input": False, "transpose_other": False, "is_relu": False,
+    "transpose_input": False,
+    "transpose_other": False,
+    "is_relu": False,
 }
 # Large enough that layernorm does not blow rounding errors of flat rows up.
 EPS = 0.5
@@ -57,15 +59,17 @@ class _Maker:
         return self.builder.apply(op, inputs, attrs)
 
     def leaf(self, shape: tuple[int, ...]) -> Value:
-        kind = self.rng.choice(["tensor", "parameter"])
-        value = getattr(self.builder, kind)(shape, self.dtype)
+        make = self.rng.choice([self.builder.tensor, self.builder.parameter])
+        value = make(shape, self.dtype)
         self.model.inputs.append(value)
         return value
 
     def partner(self, value: Value) -> Value:
         """Another value that broadcasts with this one."""
         shape = value.view.shape
-        fitting = [v for v in self.pool if v.view.shape == shape and v.view.dtype == value.view.dtype]
+        fitting = [
+            v for v in self.pool if v.view.shape == shape and v.view.dtype == value.view.dtype
+        ]
         if fitting and self.rng.random() < 0.6:
             return self.rng.choice(fitting)
         cut = tuple(1 if self.rng.random() < 0.3 else size for size in shape)
@@ -78,8 +82,18 @@ class _Maker:
         """Add one random operator."""
         value = self.rng.choice(self.pool)
         makers: list[Callable[[Value], Value | None]] = [
-            self.binary, self.binary, self.scalar, self.unary, self.matmul, self.row,
-            self.reduce, self.movement, self.movement, self.state, self.counter, self.lookup,
+            self.binary,
+            self.binary,
+            self.scalar,
+            self.unary,
+            self.matmul,
+            self.row,
+            self.reduce,
+            self.movement,
+            self.movement,
+            self.state,
+            self.counter,
+            self.lookup,
         ]
         made = self.rng.choice(makers)(value)
         if made is not None and prod(made.view.shape) <= 1 << 14:
@@ -109,7 +123,10 @@ class _Maker:
         batch = shape[:-2] if self.rng.random() < 0.5 else ()
         other = self.leaf((*batch, n, k) if turn_other else (*batch, k, n))
         result = self.apply(
-            "matmul", [value, other], transpose_input=turn, transpose_other=turn_other,
+            "matmul",
+            [value, other],
+            transpose_input=turn,
+            transpose_other=turn_other,
             is_relu=self.rng.random() < 0.3,
         )
         return self.scaled(result, 1.0 / k)

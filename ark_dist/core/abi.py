@@ -41,7 +41,9 @@ class Record:
     @property
     def dtype(self) -> np.dtype[np.void]:
         """The NumPy dtype with the same layout; line records fill whole cache lines."""
-        items = [(n, code, (count,)) if count > 1 else (n, code) for n, code, count, _ in self.fields]
+        items = [
+            (n, code, (count,)) if count > 1 else (n, code) for n, code, count, _ in self.fields
+        ]
         natural = np.dtype(items, align=True)
         if not self.is_line:
             return natural
@@ -49,9 +51,7 @@ class Record:
         offsets = [natural.fields[n][1] for n, *_ in self.fields]  # type: ignore[index]  # structured
         formats = [natural.fields[n][0] for n, *_ in self.fields]  # type: ignore[index]  # structured
         names = [n for n, *_ in self.fields]
-        return np.dtype(
-            {"names": names, "formats": formats, "offsets": offsets, "itemsize": size}
-        )
+        return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": size})
 
     @property
     def c_text(self) -> str:
@@ -238,14 +238,35 @@ CONFIG = Record(
 )
 
 RECORDS = (
-    TASK, OPERAND, WAIT, QUEUE, METHOD, COUNTER, COMMAND, CONTROL, METHOD_STATE, FAILURE,
-    STATUS, MAILBOX, TRACE, CONFIG,
+    TASK,
+    OPERAND,
+    WAIT,
+    QUEUE,
+    METHOD,
+    COUNTER,
+    COMMAND,
+    CONTROL,
+    METHOD_STATE,
+    FAILURE,
+    STATUS,
+    MAILBOX,
+    TRACE,
+    CONFIG,
 )
 _CONSTANTS = {
-    "EFFECT": EFFECT, "STOP": STOP, "RUNNING": RUNNING, "HOST_ABORT": HOST_ABORT,
-    "STALLED": STALLED, "TASK_FAILED": TASK_FAILED, "IDLE": IDLE, "WAITING": WAITING,
-    "COMPUTING": COMPUTING, "EXITED": EXITED, "JOINING": JOINING,
-    "COMMAND_RING": COMMAND_RING, "MAX_SCALARS": MAX_SCALARS,
+    "EFFECT": EFFECT,
+    "STOP": STOP,
+    "RUNNING": RUNNING,
+    "HOST_ABORT": HOST_ABORT,
+    "STALLED": STALLED,
+    "TASK_FAILED": TASK_FAILED,
+    "IDLE": IDLE,
+    "WAITING": WAITING,
+    "COMPUTING": COMPUTING,
+    "EXITED": EXITED,
+    "JOINING": JOINING,
+    "COMMAND_RING": COMMAND_RING,
+    "MAX_SCALARS": MAX_SCALARS,
 }
 
 

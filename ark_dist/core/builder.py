@@ -111,13 +111,21 @@ class GraphBuilder:
         return self._leaf("state", "state", sizes, dtype, name, shard, data)
 
     def constant(
-        self, value: object, shape: object = None, dtype: DTypeLike | None = None,
-        *, name: str | None = None,
+        self,
+        value: object,
+        shape: object = None,
+        dtype: DTypeLike | None = None,
+        *,
+        name: str | None = None,
     ) -> Value:
         """Add a constant: a number spread over `shape`, or an array."""
         array = np.asarray(value)
         if dtype is None:
-            dtype = array.dtype if isinstance(value, (np.ndarray, np.generic)) else _default_dtype(value)
+            dtype = (
+                array.dtype
+                if isinstance(value, (np.ndarray, np.generic))
+                else _default_dtype(value)
+            )
         dtype = as_dtype(dtype)
         sizes = array.shape if shape is None else as_shape(shape)
         if array.ndim and array.shape != sizes:
@@ -212,8 +220,14 @@ class GraphBuilder:
     # Internals.
 
     def _leaf(
-        self, kind: str, prefix: str, shape: object, dtype: DTypeLike, name: str | None,
-        shard: P | None, initial: bytes | None,
+        self,
+        kind: str,
+        prefix: str,
+        shape: object,
+        dtype: DTypeLike,
+        name: str | None,
+        shard: P | None,
+        initial: bytes | None,
     ) -> Value:
         dtype, sizes = as_dtype(dtype), as_shape(shape)
         if shard is not None and len(shard) != len(sizes):
@@ -225,8 +239,15 @@ class GraphBuilder:
         return Value(self, whole_view(buffer))
 
     def _add_buffer(
-        self, kind: str, prefix: str, shape: tuple[int, ...], dtype: DType, name: str | None,
-        method: str | None, shard: P | None = None, initial: bytes | None = None,
+        self,
+        kind: str,
+        prefix: str,
+        shape: tuple[int, ...],
+        dtype: DType,
+        name: str | None,
+        method: str | None,
+        shard: P | None = None,
+        initial: bytes | None = None,
     ) -> Buffer:
         unique = self._unique_name(prefix, name)
         buffer = Buffer(
@@ -257,7 +278,7 @@ class GraphBuilder:
             else:
                 raise TypeError(
                     f"{op.name}: input {position} is {type(item).__name__}; "
-                    "wanted a tensor of this model" + (" or a number" if first else "")
+                    "wanted a tensor of this model" + (" or a number" if first is not None else "")
                 )
         return values
 
@@ -267,8 +288,8 @@ class GraphBuilder:
                 raise TypeError(
                     f"{op_name}: {item!r} does not fit a tensor of {dtype}; cast the tensor first"
                 )
-            info = np.iinfo(dtype.numpy)
-            if not info.min <= int(item) <= info.max:  # type: ignore[call-overload]  # a number
+            low, high = dtype.limits
+            if not low <= int(item) <= high:  # type: ignore[call-overload]  # a number
                 raise ValueError(f"{op_name}: {item!r} is out of the range of {dtype}")
         return self.constant(item, (), dtype)
 
@@ -306,9 +327,10 @@ class GraphBuilder:
                 f"{op_name}: output {buffer.name!r} is an {buffer.kind} that is read elsewhere; "
                 "write into a state, or into a tensor nobody used yet"
             )
-        if any(size > 1 and step == 0 for size, step in zip(
-            output.view.shape, output.view.strides, strict=True
-        )):
+        if any(
+            size > 1 and step == 0
+            for size, step in zip(output.view.shape, output.view.strides, strict=True)
+        ):
             raise ValueError(f"{op_name}: output {buffer.name!r} is a broadcast view; copy it")
 
     def _output_view(
@@ -324,15 +346,22 @@ class GraphBuilder:
         return output.view
 
     def _add_node(
-        self, op: Op, values: Sequence[Value], attrs: Mapping[str, AttrValue],
-        after: tuple[View, ...], target: View, name: str | None,
+        self,
+        op: Op,
+        values: Sequence[Value],
+        attrs: Mapping[str, AttrValue],
+        after: tuple[View, ...],
+        target: View,
+        name: str | None,
     ) -> None:
         views = tuple(v.view for v in values)
         self._read_command_scalars((*views, target))
         if self._would_overwrite_inputs(op, views, target):
             # Tiles would read what their neighbours already wrote: go through a copy.
             spare = whole_view(
-                self._add_buffer("activation", op.name, target.shape, target.dtype, name, self._method)
+                self._add_buffer(
+                    "activation", op.name, target.shape, target.dtype, name, self._method
+                )
             )
             self._append(op.name, views, attrs, after, spare)
             self._append("copy", (spare,), {}, (), target)
@@ -350,15 +379,17 @@ class GraphBuilder:
         )
 
     def _append(
-        self, op_name: str, views: tuple[View, ...], attrs: Mapping[str, AttrValue],
-        after: tuple[View, ...], target: View,
+        self,
+        op_name: str,
+        views: tuple[View, ...],
+        attrs: Mapping[str, AttrValue],
+        after: tuple[View, ...],
+        target: View,
     ) -> None:
         nodes = self._methods[self._method]
         name = self._buffers[target.buffer].name
         nodes.append(
-            Node(
-                len(nodes), op_name, name, views, target, freeze_attrs(attrs), after, self._stage
-            )
+            Node(len(nodes), op_name, name, views, target, freeze_attrs(attrs), after, self._stage)
         )
 
     def _read_command_scalars(self, views: tuple[View, ...]) -> None:
@@ -370,8 +401,14 @@ class GraphBuilder:
                 self._append("command_scalar", (), {"name": buffer.name}, (), whole_view(buffer))
 
     def _apply_view(
-        self, op: Op, values: Sequence[Value], attrs: Mapping[str, AttrValue],
-        after: tuple[View, ...], output: Value | None, name: str | None, deps: Sequence[Value],
+        self,
+        op: Op,
+        values: Sequence[Value],
+        attrs: Mapping[str, AttrValue],
+        after: tuple[View, ...],
+        output: Value | None,
+        name: str | None,
+        deps: Sequence[Value],
     ) -> Value:
         assert op.view is not None
         source = values[0]

@@ -32,8 +32,17 @@ class DType:
     def numpy(self) -> np.dtype[np.generic]:
         """The NumPy dtype with the same bits."""
         if self.numpy_name == "bfloat16":
-            return np.dtype(ml_dtypes.bfloat16)
+            bfloat16: np.dtype[np.generic] = np.dtype(ml_dtypes.bfloat16)
+            return bfloat16
         return np.dtype(self.numpy_name)
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Smallest and largest value of an integer type."""
+        bits = 8 * self.itemsize
+        return (
+            (-(1 << bits - 1), (1 << bits - 1) - 1) if self.kind == "int" else (0, (1 << bits) - 1)
+        )
 
     @property
     def is_float(self) -> bool:

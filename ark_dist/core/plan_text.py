@@ -33,9 +33,7 @@ def method_lines(plan: Plan, method: Method) -> list[str]:
         lines[0] += f" stop t{method.stop_task}"
     for group in method.groups:
         lines.append(f"  group {group.id} {group.effect}")
-        lines += [
-            f"    {describe_node(method.nodes[n], plan.buffers)}" for n in group.nodes
-        ]
+        lines += [f"    {describe_node(method.nodes[n], plan.buffers)}" for n in group.nodes]
     for worker, queue in enumerate(method.queues):
         lines.append(f"  worker {worker}: {len(queue)} tasks")
         lines += [f"    {task_line(method, task_id)}" for task_id in queue]

@@ -39,7 +39,7 @@ def as_shape(sizes: object) -> Shape:
     else:
         raise TypeError(f"shape is {sizes!r}; it must be an integer or a sequence of integers")
     try:
-        shape = tuple(operator.index(size) for size in items)  # type: ignore[call-overload]  # checked here
+        shape = tuple(operator.index(size) for size in items)  # type: ignore[arg-type]  # checked here
     except TypeError:
         raise TypeError(f"shape is {sizes!r}; every size must be an integer") from None
     if any(size < 0 for size in shape):
@@ -86,8 +86,7 @@ def normalize_axis(name: str, axis: object, ndim: int) -> int:
         raise TypeError(f"{name}: axis is {axis!r}; it must be an integer") from None
     if not -ndim <= index < ndim:
         raise ValueError(
-            f"{name}: axis {index} is out of range for {ndim} dimensions; "
-            f"use {-ndim} to {ndim - 1}"
+            f"{name}: axis {index} is out of range for {ndim} dimensions; use {-ndim} to {ndim - 1}"
         )
     return index % ndim
 
@@ -109,6 +108,4 @@ def box_size(box: Box) -> int:
 
 def boxes_overlap(a: Box, b: Box) -> bool:
     """Whether two boxes of one tensor share an element."""
-    return all(
-        max(s, t) < min(e, f) for (s, e), (t, f) in zip(a, b, strict=True)
-    )
+    return all(max(s, t) < min(e, f) for (s, e), (t, f) in zip(a, b, strict=True))

@@ -1,24 +1,34 @@
 // The functions the host calls; one thread at a time.
 
+// Signals that workers leave to the host's threads: all but those that a fault of their own raises.
+ARK_COLD void ark_host_signals(sigset_t* set) {
+  sigfillset(set);
+  constexpr int own[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT};
+  for (const int signal : own) sigdelset(set, signal);
+}
+
 // Start the workers; 0, or the error of the thread that could not be made.
 extern "C" __attribute__((visibility("default"))) int ark_kernel_start(ark_config* config) {
-  pthread_attr_t attributes;
-  pthread_attr_init(&attributes);
-  for (uint32_t w = 0; w < config->worker_count; ++w) {
+  sigset_t blocked, before;
+  ark_host_signals(&blocked);
+  pthread_sigmask(SIG_SETMASK, &blocked, &before);
+  int error = 0;
+  for (uint32_t w = 0; w < config->worker_count && error == 0; ++w) {
     ark_start* start = static_cast<ark_start*>(__builtin_malloc(sizeof(ark_start)));
     *start = {config, w};
     pthread_t thread;
-    const int error = pthread_create(&thread, &attributes, ark_work, start);
-    if (error != 0) {
-      __builtin_free(start);
-      ark_abort(*config, ARK_HOST_ABORT);
-      for (uint32_t k = 0; k < w; ++k)
-        pthread_join(pthread_t(ark_table<uint64_t>(config->threads)[k]), nullptr);
-      return error;
+    error = pthread_create(&thread, nullptr, ark_work, start);
+    if (error == 0) {
+      ark_table<uint64_t>(config->threads)[w] = uint64_t(thread);
+      continue;
     }
-    ark_table<uint64_t>(config->threads)[w] = uint64_t(thread);
+    __builtin_free(start);
+    ark_abort(*config, ARK_HOST_ABORT);
+    for (uint32_t k = 0; k < w; ++k)
+      pthread_join(pthread_t(ark_table<uint64_t>(config->threads)[k]), nullptr);
   }
-  return 0;
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return error;
 }
 
 // Tell the participants of command `sequence`, whose row is filled in.

@@ -3,6 +3,7 @@
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -97,11 +98,27 @@ ARK_COLD void ark_abort(const ark_config& config, uint32_t reason) {
   ark_wake_all(config);
 }
 
+// A number that changes when any worker comes to another task.
+ARK_COLD uint64_t ark_progress(const ark_config& config) {
+  constexpr uint64_t prime = 1099511628211u;  // of the FNV hash
+  uint64_t hash = 0;
+  for (uint32_t w = 0; w < config.worker_count; ++w) {
+    const ark_status& status = ark_table<ark_status>(config.statuses)[w];
+    hash = (hash ^ uint64_t(ark_relaxed(status.turn))) * prime;
+    hash = (hash ^ ark_relaxed(status.task)) * prime;
+    hash = (hash ^ ark_relaxed(status.method)) * prime;
+  }
+  return hash;
+}
+
 // Back off while waiting: pause, then yield, then sleep. Returns false if the kernel ends, or
-// if nothing changed for the limit; `changed` restarts the limit.
+// if nothing changed for the limit. `changed`, and any worker that comes to another task,
+// restart the limit: a long chain of tasks elsewhere is no stall.
 struct ark_backoff {
   uint32_t spins = 0;
   int64_t deadline = 0;
+  int64_t look_at = 0;
+  uint64_t progress = 0;
 
   bool step(const ark_config& config, bool changed) {
     constexpr uint32_t pauses = 4096, yields = 1024;
@@ -110,7 +127,16 @@ struct ark_backoff {
     if (++spins < pauses) return true;
     if (ark_relaxed(ark_table<ark_control>(config.control)->abort) != ARK_RUNNING) return false;
     const int64_t now = ark_now_ns();
-    if (deadline == 0) deadline = now + int64_t(config.timeout_ns);
+    const int64_t limit = int64_t(config.timeout_ns);
+    if (deadline == 0) deadline = now + limit;
+    if (now >= look_at) {
+      // Others' lines are looked at rarely: reading them slows their owners down.
+      constexpr int64_t looks = 8;
+      const uint64_t seen = ark_progress(config);
+      if (seen != progress) deadline = now + limit;
+      progress = seen;
+      look_at = now + limit / looks;
+    }
     if (now > deadline) return false;
     if (spins < pauses + yields) {
       sched_yield();
@@ -168,6 +194,7 @@ ARK_FN int ark_gate(ark_worker& worker, const ark_method& method, ark_method_sta
 ARK_FN bool ark_walk(ark_worker& worker, const ark_task* task, const ark_task* end,
                      const ark_method& method, const ark_method_state& state) {
   const ark_config& config = *worker.config;
+  const ark_control& control = *ark_table<const ark_control>(config.control);
   ark_counter* counters = ark_table<ark_counter>(config.counters);
   const ark_wait* all_waits = ark_table<const ark_wait>(config.waits);
   const int64_t* params = ark_table<const int64_t>(config.params);
@@ -182,6 +209,8 @@ ARK_FN bool ark_walk(ark_worker& worker, const ark_task* task, const ark_task* e
       const int64_t want = worker.turn * int64_t(wait->signals) + wait->need;
       if (!ark_wait_for(worker, wait->counter, counters[wait->counter].value, want)) return false;
     }
+    // A task that failed has no result: what its decision or signal let go must not use it.
+    if (__builtin_expect(ark_relaxed(control.abort) != ARK_RUNNING, 0)) return false;
     const uint64_t began = __builtin_expect(traces != nullptr, 0) ? ark_ticks() : 0;
     // Past an early end, tasks are waited for and signalled but not run.
     if (ARK_LIKELY(!method.has_stop || worker.turn <= ark_relaxed(state.last_turn))) {
@@ -250,7 +279,6 @@ ARK_FN bool ark_run(ark_worker& worker, int64_t* method_turns, uint64_t sequence
   const int64_t first = worker.first_turn = turn;
   const int64_t end = is_closed ? first : first + command.iterations;
   for (; turn < end; ++turn) {
-    if (ark_relaxed(control.abort) != ARK_RUNNING) return false;
     worker.turn = turn;
     ark_note(worker.status->turn, turn);
     const int gate = ark_gate(worker, method, state);

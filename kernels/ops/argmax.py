@@ -8,7 +8,7 @@ from ark_dist.kernels.rows import reduction
 
 
 def _argmax(x: Array, axis: int) -> Array:
-    return np.argmax(x, axis=axis)
+    return np.asarray(np.argmax(x, axis=axis))
 
 
 reduction(

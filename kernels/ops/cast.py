@@ -27,15 +27,13 @@ def _infer(specs: Specs, attrs: Attrs) -> Spec:
 def _reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
     value, dtype = tiles[0], _dtype(attrs)
     if dtype.kind == "bool":
-        return value != 0
+        return np.asarray(value != 0)
     if dtype.is_float:
         # Two roundings would differ from one: round from float64 straight to the dtype.
-        return value.astype(np.float64).astype(dtype.numpy)
+        return np.asarray(value.astype(np.float64).astype(dtype.numpy))
     if np.issubdtype(value.dtype, np.floating):
-        info = np.iinfo(dtype.numpy)
-        return np.clip(np.nan_to_num(np.trunc(value), nan=0.0), info.min, info.max).astype(
-            dtype.numpy
-        )
+        whole = np.nan_to_num(np.trunc(value.astype(np.float64)), nan=0.0)
+        return np.asarray(np.clip(whole, *dtype.limits).astype(dtype.numpy))
     return value.astype(dtype.numpy)
 
 

@@ -29,7 +29,7 @@ def _in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...
 
 
 def _reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
-    index, table = tiles
+    index, table = tiles[0].astype(np.int64), tiles[1]
     outside = index[(index < 0) | (index >= len(table))]
     if outside.size:
         raise IndexError(f"index {int(outside[0])} is outside the table of {len(table)} rows")

@@ -11,7 +11,7 @@ from ark_dist.kernels.rules import INPUT
 def _layernorm(x: Array, axis: int, attrs: Attrs) -> Array:
     centered = x - x.mean(axis=axis, keepdims=True)
     variance = (centered * centered).mean(axis=axis, keepdims=True)
-    return centered / np.sqrt(variance + attrs["eps"])
+    return np.asarray(centered / np.sqrt(variance + attrs["eps"]))
 
 
 row_op(

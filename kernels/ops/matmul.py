@@ -63,7 +63,7 @@ def _reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
     if attrs["transpose_other"]:
         b = b.swapaxes(-1, -2)
     with np.errstate(all="ignore"):
-        product = np.matmul(a, b)
+        product: Array = np.matmul(a, b)
     return np.maximum(product, 0.0) if attrs["is_relu"] else product
 
 

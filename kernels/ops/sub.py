@@ -5,4 +5,10 @@ import numpy as np
 from ark_dist.core.dtype import NUMBERS
 from ark_dist.kernels.rules import INPUT, OTHER, elementwise
 
-elementwise("sub", "Subtract `other` from `input`, broadcasting as NumPy does.", (INPUT, OTHER), NUMBERS, np.subtract)
+elementwise(
+    "sub",
+    "Subtract `other` from `input`, broadcasting as NumPy does.",
+    (INPUT, OTHER),
+    NUMBERS,
+    np.subtract,
+)

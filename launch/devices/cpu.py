@@ -92,9 +92,7 @@ class CpuDevice:
                 f"instruction set {isa!r} is not on this machine; unset ARK_DIST_ISA"
             )
         source, self._tables = emit_cpu(self.plan)
-        binary = compile_source(
-            source, isa=isa, settings=self._settings, on_compile=on_compile
-        )
+        binary = compile_source(source, isa=isa, settings=self._settings, on_compile=on_compile)
         self._library = load_library(binary)
         for name, result, arguments in _FUNCTIONS:
             function = getattr(self._library, name)
@@ -103,11 +101,13 @@ class CpuDevice:
     def start(self, arenas: Arenas) -> None:
         """Start the workers on this memory; they sleep until a command comes."""
         assert self._tables is not None and self._library is not None
-        self._blocks = _make_blocks(self.plan, self._tables, arenas, self._settings, self._trace_rows)
+        self._blocks = _make_blocks(
+            self.plan, self._tables, arenas, self._settings, self._trace_rows
+        )
         self._arenas = arenas
         self._sequence = self._collected = 0
         self._results = []
-        self._commands = memoryview(self._blocks.commands).cast("B")
+        self._commands = self._blocks.commands.view(np.uint8).data
         self._address = self._blocks.config.ctypes.data
         self._clock_start = self._clocks()
         error = self._library.ark_kernel_start(self._address)
@@ -130,8 +130,15 @@ class CpuDevice:
         scalars, given = self._scalars(command, method)
         row = (sequence % abi.COMMAND_RING) * _COMMAND_BYTES
         _COMMAND.pack_into(
-            self._commands, row, command.epoch, command.iterations, 0, method, participants,
-            given, *scalars,
+            self._commands,
+            row,
+            command.epoch,
+            command.iterations,
+            0,
+            method,
+            participants,
+            given,
+            *scalars,
         )
         self._sequence = sequence
         if participants:
@@ -183,7 +190,9 @@ class CpuDevice:
                     for name in ("wait_begin", "start", "end")
                 )
                 events.append(
-                    TraceEvent(worker, int(row["method"]), int(row["task"]), int(row["turn"]), *times)
+                    TraceEvent(
+                        worker, int(row["method"]), int(row["task"]), int(row["turn"]), *times
+                    )
                 )
         return events
 
@@ -279,24 +288,46 @@ def _make_blocks(
     cores = np.array(_cores(workers), np.int32)
     threads = np.zeros(workers, np.uint64)
     blocks = Blocks(
-        config=_lines(abi.CONFIG, 1), control=_lines(abi.CONTROL, 1),
+        config=_lines(abi.CONFIG, 1),
+        control=_lines(abi.CONTROL, 1),
         method_states=_lines(abi.METHOD_STATE, len(plan.methods)),
         commands=_lines(abi.COMMAND, abi.COMMAND_RING),
-        mailboxes=_lines(abi.MAILBOX, workers), statuses=_lines(abi.STATUS, workers),
-        failure=_lines(abi.FAILURE, 1), counters=_lines(abi.COUNTER, tables.counter_count),
+        mailboxes=_lines(abi.MAILBOX, workers),
+        statuses=_lines(abi.STATUS, workers),
+        failure=_lines(abi.FAILURE, 1),
+        counters=_lines(abi.COUNTER, tables.counter_count),
         traces=_lines(abi.TRACE, workers * trace_rows),
         trace_counts=_lines(abi.COUNTER, workers),
-        others=(tables.tasks, tables.params, tables.waits, tables.queues, tables.methods,
-                operands, scratch, cores, threads),
+        others=(
+            tables.tasks,
+            tables.params,
+            tables.waits,
+            tables.queues,
+            tables.methods,
+            operands,
+            scratch,
+            cores,
+            threads,
+        ),
     )
     blocks.method_states["last_turn"] = NEVER
     addresses = {
-        "tasks": tables.tasks, "params": tables.params, "operands": operands,
-        "waits": tables.waits, "queues": tables.queues, "methods": tables.methods,
-        "counters": blocks.counters, "control": blocks.control,
-        "method_states": blocks.method_states, "commands": blocks.commands,
-        "mailboxes": blocks.mailboxes, "statuses": blocks.statuses, "failure": blocks.failure,
-        "trace_counts": blocks.trace_counts, "scratch": scratch, "cores": cores,
+        "tasks": tables.tasks,
+        "params": tables.params,
+        "operands": operands,
+        "waits": tables.waits,
+        "queues": tables.queues,
+        "methods": tables.methods,
+        "counters": blocks.counters,
+        "control": blocks.control,
+        "method_states": blocks.method_states,
+        "commands": blocks.commands,
+        "mailboxes": blocks.mailboxes,
+        "statuses": blocks.statuses,
+        "failure": blocks.failure,
+        "trace_counts": blocks.trace_counts,
+        "scratch": scratch,
+        "cores": cores,
         "threads": threads,
     }
     config = blocks.config[0]
