@@ -3,8 +3,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
-
 # Nothing is imported until it is used: importing ark_dist.core runs this file first.
 _HOMES = {
     "context": (
@@ -74,6 +72,8 @@ def _find(name: str) -> object:
         value = getattr(import_module(f"ark_dist.{_HOME_OF[name]}"), name)
     elif name in _ALIASES:
         value = _find(_ALIASES[name])
+    elif name == "__version__":
+        value = import_module("ark_dist.core.version").VERSION
     elif not name.startswith("_") and name in (ops := import_module("ark_dist.ops")).__all__:
         value = getattr(ops, name)
     else:
@@ -90,6 +90,8 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    __version__: str
+
     from ark_dist.context import assign as assign
     from ark_dist.context import constant as constant
     from ark_dist.context import init as init

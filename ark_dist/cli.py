@@ -14,8 +14,8 @@ from rich.table import Table
 from ark_dist.benchmarks import BENCHES
 from ark_dist.core.errors import ArkError
 from ark_dist.core.settings import child_environment, read_settings
+from ark_dist.core.version import VERSION
 from ark_dist.launch.cache import CompileCache
-from ark_dist.launch.compile import ark_version
 
 # Exit codes, shared with the launcher.
 USER_ERROR = 70
@@ -36,7 +36,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 def _version(is_wanted: bool) -> None:
     if is_wanted:
-        print(ark_version())
+        print(VERSION)
         raise typer.Exit
 
 

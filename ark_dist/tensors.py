@@ -19,6 +19,8 @@ from ark_dist.core.shape import Dims
 from ark_dist.ops import TensorOps
 
 if TYPE_CHECKING:
+    from typing_extensions import CapsuleType  # every type checker brings it
+
     from ark_dist.binding import Binding
     from ark_dist.model import Model
 
@@ -189,7 +191,7 @@ class Tensor(TensorOps):
         max_version: tuple[int, int] | None = None,
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
-    ) -> object:
+    ) -> CapsuleType:
         if copy is False or dl_device not in (None, DLPACK_CPU) or stream is not None:
             raise BufferError("a tensor's memory is only given as a copy on the CPU")
         value: npt.NDArray[Any] = self._read("__dlpack__", None)

@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import functools
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from ark_dist.core.errors import CacheError, CompileError, CompilerNotFoundError
 from ark_dist.core.settings import Settings
 from ark_dist.core.source import Binary, Source
+from ark_dist.core.version import VERSION
 from ark_dist.launch import cache, cpuinfo
 
 # Not -ffast-math: results must not depend on how the compiler reorders sums.
@@ -90,15 +90,6 @@ class Recipe:
     def key(self) -> str:
         """Return the sha256 of all fields, 64 hexadecimal digits."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode("ascii")).hexdigest()
-
-
-@functools.cache
-def ark_version() -> str:
-    """Return the installed version of ark_dist, or "source" in a bare checkout."""
-    try:
-        return importlib.metadata.version("ark_dist")
-    except importlib.metadata.PackageNotFoundError:
-        return "source"
 
 
 def find_compiler(settings: Settings) -> Compiler:
@@ -174,7 +165,7 @@ def compile_source(
         compiler=compiler.version,
         flags=(*flags, *LINK_FLAGS),
         features=cpuinfo.used_features(isa),
-        ark_version=ark_version(),
+        ark_version=VERSION,
     )
 
     def build(source_path: Path, product: Path, scratch: Path) -> None:

@@ -322,7 +322,7 @@ def test_what_the_machine_offers_reaches_the_key(
     settings = fake(tmp_path, GOOD)
     keys = {compiled(settings).key}
     keys.add(compiled(settings, TEXT + " ").key)
-    monkeypatch.setattr(compile, "ark_version", lambda: "2.0")
+    monkeypatch.setattr(compile, "VERSION", "2.0")
     keys.add(compiled(settings).key)
     monkeypatch.setattr(compile, "BASE_FLAGS", (*compile.BASE_FLAGS, "-g"))
     keys.add(compiled(settings).key)

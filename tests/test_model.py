@@ -111,7 +111,7 @@ def test_an_array_constant_of_another_shape_is_refused() -> None:
 
 
 def test_an_array_of_an_unsupported_dtype_is_refused() -> None:
-    with pytest.raises(TypeError, match="dtype .*float64.* is not supported"):
+    with pytest.raises(TypeError, match=r"dtype .*float64.* is not supported"):
         ark.Model().constant(np.zeros(2))
 
 

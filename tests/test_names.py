@@ -63,7 +63,7 @@ def test_a_name_that_is_too_long_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", 3, None, b"x"])
 def test_a_name_must_be_a_string_with_characters(name: str) -> None:
-    with pytest.raises(TypeError, match="name is .*; it must be a non-empty string"):
+    with pytest.raises(TypeError, match=r"name is .*; it must be a non-empty string"):
         ark.Model(name)
 
 

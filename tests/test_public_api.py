@@ -5,6 +5,7 @@ import pkgutil
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -153,9 +154,13 @@ def test_a_star_import_brings_the_public_names() -> None:
     assert done.returncode == 0, done.stderr
 
 
+VERSION_HOME = "ark_dist.core.version"
+
+
 def test_the_version_is_that_of_the_project() -> None:
-    project = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert ark.__version__ == project["version"]
+    project = tomli.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["dynamic"]["version"]["attr"] == f"{VERSION_HOME}.VERSION"
+    assert ark.__version__ == import_module(VERSION_HOME).VERSION
 
 
 def test_importing_loads_nothing_heavy() -> None:
