@@ -3,17 +3,16 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from ark_dist.benchmarks import BENCHES
+from ark_dist.benchmarks import BENCHES, Row
 from ark_dist.cli import BAD_CONFIG, BAD_FILE
 from ark_dist.core.settings import child_environment
 
-ROW_KEYS = (
-    "bench case dtype ranks workers unit ours peer_name peer ratio floor of_floor".split()
-)
+ROW_KEYS = [field.name for field in fields(Row)]
 SCRIPT = """
 import sys
 import numpy as np

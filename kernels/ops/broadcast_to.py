@@ -3,6 +3,7 @@
 from ark_dist.core.graph import View
 from ark_dist.core.op import Argument, Attrs, Spec, Specs
 from ark_dist.core.shape import as_shape, broadcast_shapes
+from ark_dist.kernels.lower import spread_strides
 from ark_dist.kernels.rules import INPUT, view_op
 
 
@@ -15,16 +16,7 @@ def _infer(specs: Specs, attrs: Attrs) -> Spec:
 
 def _view(view: View, attrs: Attrs) -> View:
     shape = as_shape(attrs["shape"])
-    return spread_view(view, shape)
-
-
-def spread_view(view: View, shape: tuple[int, ...]) -> View:
-    """The view broadcast to a shape it is known to fit."""
-    skipped = len(shape) - len(view.shape)
-    strides = (0,) * skipped + tuple(
-        0 if size == 1 else stride for size, stride in zip(view.shape, view.strides, strict=True)
-    )
-    return View(view.buffer, view.dtype, view.offset, shape, strides)
+    return View(view.buffer, view.dtype, view.offset, shape, spread_strides(view, shape))
 
 
 view_op(

@@ -4,6 +4,7 @@ import ctypes
 import os
 import struct
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,7 @@ class CpuDevice:
         self._sequence = 0
         self._collected = 0
         self._results: list[int] = []
+        self._end: weakref.finalize[[ctypes.CDLL, Blocks, Arenas], CpuDevice] | None = None
 
     def compile(self, on_compile: Callable[[Path], None]) -> None:
         """Emit the source, compile it or take it from the cache, and load it."""
@@ -117,6 +119,8 @@ class CpuDevice:
                 f"the kernel could not start {self.plan.target.worker_count} threads: "
                 f"{os.strerror(error)}; use fewer workers"
             )
+        # Keeps the memory the workers use, and ends them with this object or the process.
+        self._end = weakref.finalize(self, _end_kernel, self._library, self._blocks, arenas)
 
     def post(self, command: Command) -> None:
         """Put the command into the ring and wake the workers it needs."""
@@ -160,11 +164,13 @@ class CpuDevice:
             return
         assert self._library is not None
         if not self._library.ark_kernel_stop(self._address, int(EXIT_S * 1e9)):
-            # The stuck thread may still use the memory: it is kept on purpose.
+            # The stuck thread may still use the memory: the finalizer keeps it.
             raise StallError(
                 f"rank {self.plan.rank}: a worker did not leave its task within {EXIT_S:.0f} s; "
                 f"{stall_text(self.plan, self._blocks.statuses)}"
             )
+        assert self._end is not None
+        self._end.detach()
         if self._settings.trace_path is not None:
             add_to_trace_file(self._settings.trace_path, self.plan, self._trace(self._blocks))
         self._blocks = None
@@ -268,6 +274,12 @@ _FUNCTIONS = (
     ("ark_kernel_abort", None, (ctypes.c_void_p,)),
     ("ark_kernel_ticks", ctypes.c_uint64, ()),
 )
+
+
+def _end_kernel(library: ctypes.CDLL, blocks: Blocks, arenas: Arenas) -> None:
+    """End a kernel that nobody stopped."""
+    library.ark_kernel_abort(blocks.config.ctypes.data)
+    library.ark_kernel_stop(blocks.config.ctypes.data, int(EXIT_S * 1e9))
 
 
 def _lines(record: abi.Record, count: int) -> Memory:
