@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ark_dist.core import abi
-from ark_dist.core.graph import describe_node
+from ark_dist.core.graph import describe_node, quoted
 from ark_dist.core.op import OPS
 from ark_dist.core.plan import ARENAS, Method, Plan
-from ark_dist.core.plan_text import quoted
 from ark_dist.core.shape import Box, box_shape
 from ark_dist.core.source import Source
 from ark_dist.core.task import Group

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ark_dist.core.errors import StallError
+from ark_dist.core.errors import StallError, TaskError
 from ark_dist.core.op import AttrValue
 from ark_dist.core.plan import Method, Plan
 
@@ -30,6 +30,8 @@ class MethodState:
     turn: int = 0
     last_turn: int | None = None
     decided: int = 0
+    # The earliest turn with a task that failed; it may turn out not to count.
+    failure: tuple[int, TaskError] | None = None
 
 
 @dataclass(slots=True)
@@ -125,16 +127,33 @@ class Machine:
         task = method.queues[index][worker.position]
         is_live = state.last_turn is None or worker.turn <= state.last_turn
         if is_live:
-            wants_stop = self.body(method, task, worker.turn - first, command)
+            wants_stop = self._run_body(method, state, task, worker.turn, command, first)
             if task == method.stop_task:
                 if wants_stop:
                     state.last_turn = worker.turn
                 state.decided = worker.turn + 1
+            _raise_failure(method, state, first)
         state.counters[method.signals[task]] += 1
         worker.position += 1
         if worker.position == len(method.queues[index]):
             worker.position = 0
             worker.turn += 1
+
+    def _run_body(
+        self,
+        method: Method,
+        state: MethodState,
+        task: int,
+        turn: int,
+        command: Command,
+        first: int,
+    ) -> bool:
+        try:
+            return self.body(method, task, turn - first, command)
+        except TaskError as error:
+            if state.failure is None or turn < state.failure[0]:
+                state.failure = turn, error
+            return False
 
     def _finish(
         self, method: Method, state: MethodState, command: Command, first: int, end: int
@@ -145,6 +164,7 @@ class Machine:
         done = state.last_turn - first + 1
         state.turn = min(end, state.last_turn + method.depth)
         state.last_turn = None
+        state.failure = None
         self.closed_epoch = command.epoch
         return done
 
@@ -168,6 +188,16 @@ class Machine:
                         f"{counter.owner}): have {have}, want {need}; no worker can go on"
                     )
         return f"rank {self.plan.rank}: no worker of method {method.name!r} can go on"
+
+
+def _raise_failure(method: Method, state: MethodState, first: int) -> None:
+    """Raise a pending failure once no earlier turn can still end the run."""
+    if state.failure is None:
+        return
+    turn, error = state.failure
+    is_reached = method.stop_task is None or turn == first or state.decided >= turn
+    if is_reached and (state.last_turn is None or turn <= state.last_turn):
+        raise error
 
 
 def in_task_order(ready: Sequence[tuple[int, int]]) -> int:

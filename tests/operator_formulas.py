@@ -46,7 +46,7 @@ def _matmul_operands(inputs: tuple[Array, ...], attrs: Attrs) -> tuple[Array, Ar
 
 def _matmul(inputs: tuple[Array, ...], attrs: Attrs) -> Array:
     a, b = _matmul_operands(inputs, attrs)
-    value = (a[..., :, :, None] * b[..., None, :, :]).sum(axis=-2)
+    value = np.einsum("...mk,...kn->...mn", a, b)
     return np.where(value < 0, 0.0, value) if attrs["is_relu"] else value
 
 

@@ -58,7 +58,8 @@ def loop() -> Graph:
     grown = builder.apply("add", [state, builder.apply("mul", [step, 2.0])], output=state)
     builder.keep(builder.apply("copy", [grown], name="seen"))
     largest = builder.apply(
-        "reduce_max", [builder.apply("reshape", [grown], {"shape": (32,)})],
+        "reduce_max",
+        [builder.apply("reshape", [grown], {"shape": (32,)})],
         {"axis": 0, "keepdims": True},
     )
     flag = builder.apply("greater_equal", [largest, 5.0])
@@ -133,7 +134,8 @@ class RandomGraph:
             self._builder.keep(self._random.choice(values[1:]))
         if has_stop:
             total = self._apply(
-                "reduce_max", [self._apply("reshape", [values[-1]], {"shape": (SIZE * SIZE,)})],
+                "reduce_max",
+                [self._apply("reshape", [values[-1]], {"shape": (SIZE * SIZE,)})],
                 {"axis": 0, "keepdims": True},
             )
             flag = self._apply("greater_equal", [total, self._random.choice([0.5, 1.0, 4.0])])
@@ -144,7 +146,9 @@ class RandomGraph:
         # The newest values half of the time: chains are what fuses.
         a = values[-1] if self._random.random() < 0.5 else pick(values)
         b = pick(values)
-        kind = pick(["map", "map", "one", "row", "matmul", "reduce", "view", "state", "state", "dep"])
+        kind = pick(
+            ["map", "map", "one", "row", "matmul", "reduce", "view", "state", "state", "dep"]
+        )
         if kind == "map":
             return self._apply(pick(["add", "sub", "mul"]), [a, b])
         if kind == "one":
@@ -153,13 +157,16 @@ class RandomGraph:
             return self._row(a)
         if kind == "matmul":
             attrs: dict[str, AttrValue] = {
-                "transpose_input": pick([True, False]), "transpose_other": pick([True, False]),
+                "transpose_input": pick([True, False]),
+                "transpose_other": pick([True, False]),
                 "is_relu": pick([True, False]),
             }
             return self._apply("mul", [self._apply("matmul", [a, b], attrs), 0.1])
         if kind == "reduce":
             name = pick(["reduce_sum", "reduce_max", "reduce_mean"])
-            return self._apply("add", [b, self._apply(name, [a], {"axis": pick([0, 1]), "keepdims": True})])
+            return self._apply(
+                "add", [b, self._apply(name, [a], {"axis": pick([0, 1]), "keepdims": True})]
+            )
         if kind == "view":
             return self._apply("transpose", [a], {"perm": (1, 0)})
         if kind == "dep":
@@ -180,7 +187,11 @@ class RandomGraph:
             source = self._random.choice([a, state])
             return self._builder.apply("mul", [self._apply("add", [source, a]), 0.5], output=state)
         start, length = self._random.choice([(0, 1), (0, 3), (3, 3), (2, 2)])
-        attrs: dict[str, AttrValue] = {"axis": self._random.choice([0, 1]), "start": start, "length": length}
+        attrs: dict[str, AttrValue] = {
+            "axis": self._random.choice([0, 1]),
+            "start": start,
+            "length": length,
+        }
         part = self._apply("narrow", [state], attrs)
         self._builder.apply("relu", [self._apply("narrow", [a], attrs)], output=part)
         return state
@@ -197,7 +208,9 @@ def random_plan(seed: int) -> Plan:
     target = pick([*(cpu_target(n) for n in (1, 2, 3)), *(wide_target(n) for n in (4, 7, 16))])
     depth = pick([1, 2, 3])
     graph = RandomGraph(seed).grow(has_stop=pick([True, False]))
-    return make_plan(graph, eager(target), PlanOptions(is_fused=pick([True, True, False]), depth=depth))
+    return make_plan(
+        graph, eager(target), PlanOptions(is_fused=pick([True, True, False]), depth=depth)
+    )
 
 
 def execute(plan: Plan, choose: Chooser = in_task_order) -> Result:

@@ -60,7 +60,7 @@ def test_names_are_made_unique_and_given_names_are_kept() -> None:
     x, y = model.tensor(1, name="x"), model.tensor(1, name="x")
     assert (x.name, y.name, model.add(x, y, name="sum").name) == ("x", "x_1", "sum")
     assert (model.name, repr(model)) == ("m", "Model('m')")
-    assert "'sum': %2 = add(%0, %1)" in str(model)
+    assert '"sum": %2 = add(%0, %1)' in str(model)
 
 
 @pytest.mark.parametrize(

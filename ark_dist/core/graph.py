@@ -1,5 +1,6 @@
 """The model as data: buffers, views of them, and nodes that compute one view from others."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -149,7 +150,7 @@ class Graph:
     methods: tuple[GraphMethod, ...]
 
     def __str__(self) -> str:
-        lines = [f"graph {self.name!r}"]
+        lines = [f"graph {quoted(self.name)}"]
         lines += [f"  {describe_buffer(b)}" for b in self.buffers]
         for method in self.methods:
             lines.append(f"method {method.name}")
@@ -157,9 +158,18 @@ class Graph:
         return "\n".join(lines)
 
 
+def quoted(name: str) -> str:
+    """A user's name as ASCII on one line, however strange it is."""
+    return json.dumps(name)
+
+
+def _attr_text(value: AttrValue) -> str:
+    return quoted(value) if isinstance(value, str) else repr(value)
+
+
 def describe_buffer(buffer: Buffer) -> str:
     """One line: name, dtype, shape, kind."""
-    return f"%{buffer.id} {buffer.name!r}: {buffer.dtype}{list(buffer.shape)} {buffer.kind}"
+    return f"%{buffer.id} {quoted(buffer.name)}: {buffer.dtype}{list(buffer.shape)} {buffer.kind}"
 
 
 def describe_view(view: View, buffers: tuple[Buffer, ...]) -> str:
@@ -173,8 +183,8 @@ def describe_view(view: View, buffers: tuple[Buffer, ...]) -> str:
 def describe_node(node: Node, buffers: tuple[Buffer, ...]) -> str:
     """One line: `name: output = op(inputs) {attrs}`."""
     inputs = ", ".join(describe_view(v, buffers) for v in node.inputs)
-    attrs = ", ".join(f"{k}={v!r}" for k, v in node.attrs)
-    text = f"{node.name!r}: {describe_view(node.output, buffers)} = {node.op}({inputs})"
+    attrs = ", ".join(f"{k}={_attr_text(v)}" for k, v in node.attrs)
+    text = f"{quoted(node.name)}: {describe_view(node.output, buffers)} = {node.op}({inputs})"
     if attrs:
         text += f" {{{attrs}}}"
     if node.after:

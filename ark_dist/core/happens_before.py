@@ -145,4 +145,5 @@ class _Walk:
             # Any of the group's tasks may be the missing ones.
             return None
         members = np.array(self._members[counter.owner])
-        return np.asarray(self.done[turn * self._count + members].max(axis=0))
+        met: Clock = self.done[turn * self._count + members].max(axis=0)
+        return met

@@ -1,16 +1,21 @@
 """Pack columns of integers and nested values into msgpack, and take them apart with suspicion."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Generic, TypeVar
 
 import msgpack
 import numpy as np
 
 from ark_dist.core.errors import PlanFormatError
 
+_T = TypeVar("_T")
+
 # Column widths in bytes; a column takes the smallest that holds its largest number.
 WIDTHS = (1, 2, 4, 8)
 MAX_INT = 2**62
+MAX_SHOWN_CHARS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +37,26 @@ class Limits:
     entries: int = 4_000_000
 
 
-@dataclass(slots=True)
-class Table:
+class Table(Generic[_T]):
     """Distinct values in order of first use; `index` adds and finds them."""
 
-    ids: dict[object, int] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._ids: dict[_T, int] = {}
 
-    def index(self, value: object) -> int:
+    def index(self, value: _T) -> int:
         """The position of `value`, which is added if it is new."""
-        return self.ids.setdefault(value, len(self.ids))
+        return self._ids.setdefault(value, len(self._ids))
+
+    def __iter__(self) -> Iterator[_T]:
+        """The values in order; nothing may be added meanwhile."""
+        return iter(self._ids)
 
 
 def column(values: Sequence[int]) -> bytes:
     """Numbers, 0 or more, as little-endian integers behind one byte that holds their width."""
     top = max(values, default=0)
+    if top >= MAX_INT or min(values, default=0) < 0:
+        raise ValueError(f"{min(values)} to {top} does not fit a column, 0 to 2**62")
     width = next(w for w in WIDTHS if top < 1 << 8 * w)
     return bytes([width]) + np.array(values, f"<u{width}").tobytes()
 
@@ -60,9 +71,14 @@ def unpack(data: bytes, limits: Limits) -> object:
     scan(data, limits)
     try:
         return msgpack.unpackb(
-            data, strict_map_key=True, object_pairs_hook=_distinct_keys,
-            unicode_errors="surrogatepass", max_str_len=len(data), max_bin_len=len(data),
-            max_array_len=limits.objects, max_map_len=limits.objects,
+            data,
+            strict_map_key=True,
+            object_pairs_hook=_distinct_keys,
+            unicode_errors="surrogatepass",
+            max_str_len=len(data),
+            max_bin_len=len(data),
+            max_array_len=limits.objects,
+            max_map_len=limits.objects,
         )
     except PlanFormatError:
         raise
@@ -81,8 +97,19 @@ def _distinct_keys(pairs: list[tuple[object, object]]) -> dict[object, object]:
 # payload is raw. Arrays and maps are told apart by _CONTAINERS.
 _RAW = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 _FIXED = {
-    0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8,
-    0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8,
+    0xC0: 0,
+    0xC2: 0,
+    0xC3: 0,
+    0xCA: 4,
+    0xCB: 8,
+    0xCC: 1,
+    0xCD: 2,
+    0xCE: 4,
+    0xCF: 8,
+    0xD0: 1,
+    0xD1: 2,
+    0xD2: 4,
+    0xD3: 8,
 }
 # Length field, and values per item.
 _CONTAINERS = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
@@ -112,7 +139,9 @@ def scan(data: bytes, limits: Limits) -> None:
             if len(missing) - 1 > limits.depth:
                 raise PlanFormatError(f"the plan is nested deeper than {limits.depth}")
     if position != len(data):
-        raise PlanFormatError(f"the plan ends at byte {position} of {len(data)}; the rest is not ours")
+        raise PlanFormatError(
+            f"the plan ends at byte {position} of {len(data)}; the rest is not ours"
+        )
 
 
 def _header(data: bytes, position: int) -> tuple[int, int]:
@@ -155,98 +184,106 @@ class Reader:
     def __init__(self, value: object, where: str, limits: Limits) -> None:
         """Take a decoded value, which must be a map."""
         if not isinstance(value, dict):
-            raise PlanFormatError(f"{where} is {described(value)}; it must be a map")
-        self._fields: Mapping[object, object] = value
-        self._taken: set[str] = set()
-        self._where = where
+            raise PlanFormatError(f"{where or 'the plan'} is {described(value)}; it must be a map")
         self.limits = limits
+        self._fields: Mapping[object, object] = value
+        self._taken: set[object] = set()
+        self._where = where
 
     def finish(self) -> None:
         """Refuse fields that nobody asked for."""
-        extra = [key for key in self._fields if key not in self._taken]
-        if extra:
-            raise PlanFormatError(f"{self._where} has a field {extra[0]!r}, which is not known")
+        for key in self._fields:
+            if key not in self._taken:
+                raise PlanFormatError(f"{self.name(described(key))} is not a field of this version")
 
-    def name(self, field_name: str) -> str:
+    def name(self, field: str) -> str:
         """The field's full name, for messages."""
-        return f"{self._where}.{field_name}" if self._where else field_name
+        return f"{self._where}.{field}" if self._where else field
 
-    def raw(self, field_name: str) -> object:
+    def raw(self, field: str) -> object:
         """The field as it is."""
-        if field_name not in self._fields:
-            raise PlanFormatError(f"{self.name(field_name)} is missing")
-        self._taken.add(field_name)
-        return self._fields[field_name]
+        if field not in self._fields:
+            raise PlanFormatError(f"{self.name(field)} is missing")
+        self._taken.add(field)
+        return self._fields[field]
 
-    def integer(self, field_name: str) -> int:
-        """An integer, 0 to 2**62."""
-        value = self.raw(field_name)
-        if type(value) is not int or not 0 <= value < MAX_INT:
-            self._refuse(field_name, value, "an integer, 0 to 2**62")
-        assert isinstance(value, int)
-        return value
+    def integer(self, field: str) -> int:
+        """An integer, 0 or more and below 2**62."""
+        value = self.raw(field)
+        if type(value) is int and 0 <= value < MAX_INT:
+            return value
+        raise self._unlike(field, "an integer, 0 or more and below 2**62")
 
-    def text(self, field_name: str) -> str:
+    def number(self, field: str) -> float:
+        """A floating-point number."""
+        value = self.raw(field)
+        if isinstance(value, float):
+            return value
+        raise self._unlike(field, "a floating-point number")
+
+    def text(self, field: str) -> str:
         """A string."""
-        value = self.raw(field_name)
-        if not isinstance(value, str):
-            self._refuse(field_name, value, "a string")
-        assert isinstance(value, str)
-        return value
+        value = self.raw(field)
+        if isinstance(value, str):
+            return value
+        raise self._unlike(field, "a string")
 
-    def items(self, field_name: str) -> list[object]:
+    def items(self, field: str) -> list[object]:
         """An array of anything."""
-        value = self.raw(field_name)
-        if not isinstance(value, list):
-            self._refuse(field_name, value, "an array")
-        assert isinstance(value, list)
-        return value
+        value = self.raw(field)
+        if isinstance(value, list):
+            return value
+        raise self._unlike(field, "an array")
 
-    def reader(self, field_name: str) -> "Reader":
+    def reader(self, field: str) -> "Reader":
         """A map."""
-        return Reader(self.raw(field_name), self.name(field_name), self.limits)
+        return Reader(self.raw(field), self.name(field), self.limits)
 
-    def column(self, field_name: str, *, count: int | None = None, below: int = MAX_INT) -> list[int]:
-        """A column of integers, 0 to `below`; `count` of them, if given."""
-        return self._column(self.raw(field_name), self.name(field_name), count, below, None)
+    def column(self, field: str, *, count: int | None = None, below: int = MAX_INT) -> list[int]:
+        """A column of integers from 0 to `below - 1`; `count` of them, if that is given."""
+        return _integers(self.raw(field), self.name(field), count, below, self.limits.items)
 
-    def ragged(self, field_name: str, *, count: int | None, below: int) -> list[tuple[int, ...]]:
-        """A list of lists of integers, 0 to `below`."""
-        where, value = self.name(field_name), self.items(field_name)
+    def ragged(
+        self, field: str, *, count: int | None, below: int = MAX_INT
+    ) -> list[tuple[int, ...]]:
+        """A list of lists of integers from 0 to `below - 1`."""
+        value = self.items(field)
         if len(value) != 2:
-            raise PlanFormatError(f"{where} has {len(value)} parts; it must have 2")
-        lengths = self._column(value[0], f"{where}.lengths", count, self.limits.entries, None)
-        total = sum(lengths)
-        flat = self._column(value[1], f"{where}.items", total, below, self.limits.entries)
-        result, start = [], 0
-        for length in lengths:
-            result.append(tuple(flat[start : start + length]))
-            start += length
-        return result
+            raise self._unlike(field, "two columns")
+        entries = self.limits.entries
+        lengths = _integers(
+            value[0], f"{self.name(field)}.lengths", count, entries + 1, self.limits.items
+        )
+        items = _integers(value[1], f"{self.name(field)}.items", sum(lengths), below, entries)
+        ends = list(accumulate(lengths, initial=0))
+        return [tuple(items[start:end]) for start, end in pairwise(ends)]
 
-    def _column(
-        self, value: object, where: str, count: int | None, below: int, limit: int | None
-    ) -> list[int]:
-        if not isinstance(value, bytes) or value[:1] not in [bytes([w]) for w in WIDTHS]:
-            raise PlanFormatError(f"{where} is {described(value)}; it must be a column of integers")
-        size, rest = divmod(len(value) - 1, value[0])
-        limit = self.limits.items if limit is None else limit
-        if rest or (count is not None and size != count) or size > limit:
-            wanted = f"at most {limit}" if count is None or size == count else str(count)
-            raise PlanFormatError(f"{where} has {size} numbers and {rest} bytes; it must have {wanted}")
-        numbers = np.frombuffer(value, f"<u{value[0]}", offset=1)
-        if size and int(numbers.max()) >= below:
-            at = int(numbers.argmax())
-            raise PlanFormatError(f"{where}[{at}] is {numbers[at]}; it must be 0 to {below - 1}")
-        return list(numbers.tolist())
+    def _unlike(self, field: str, wanted: str) -> PlanFormatError:
+        found = described(self._fields[field])
+        return PlanFormatError(f"{self.name(field)} is {found}; it must be {wanted}")
 
-    def _refuse(self, field_name: str, value: object, wanted: str) -> None:
-        raise PlanFormatError(f"{self.name(field_name)} is {described(value)}; it must be {wanted}")
+
+def _integers(value: object, where: str, count: int | None, below: int, most: int) -> list[int]:
+    if not isinstance(value, bytes) or not value or value[0] not in WIDTHS:
+        raise PlanFormatError(f"{where} is {described(value)}; it must be a column of integers")
+    size, rest = divmod(len(value) - 1, value[0])
+    if rest:
+        raise PlanFormatError(f"{where} ends {rest} bytes into an integer of {value[0]} bytes")
+    if size > most or size != (size if count is None else count):
+        wanted = f"at most {most}" if count is None or size == count else count
+        raise PlanFormatError(f"{where} has {size} items; it must have {wanted}")
+    numbers = np.frombuffer(value, f"<u{value[0]}", offset=1)
+    if size and int(numbers.max()) >= below:
+        at = int(numbers.argmax())
+        raise PlanFormatError(
+            f"{where}[{at}] is {numbers[at]}; it must be 0 or more and below {below}"
+        )
+    return list(numbers.tolist())
 
 
 def described(value: object) -> str:
     """A decoded value in a few words."""
     if value is None or isinstance(value, (bool, int, float, str)):
         text = repr(value)
-        return text if len(text) <= 60 else text[:57] + "..."
-    return f"{type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else "?"
+        return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."
+    return f"{type(value).__name__} of {len(value) if isinstance(value, Sized) else '?'}"

@@ -1,8 +1,6 @@
 """Print a plan as text that people read and golden tests compare."""
 
-import json
-
-from ark_dist.core.graph import Region, describe_node
+from ark_dist.core.graph import Region, describe_node, quoted
 from ark_dist.core.plan import ARENAS, Method, Plan, Wait
 from ark_dist.core.shape import Box
 
@@ -65,8 +63,3 @@ def box_text(box: Box) -> str:
 def region_text(region: Region) -> str:
     """A region as `%3[0:4]`."""
     return f"%{region.buffer}{box_text(region.box)}"
-
-
-def quoted(name: str) -> str:
-    """A user's name as ASCII on one line, however strange it is."""
-    return json.dumps(name)

@@ -5,15 +5,22 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgpack
 
 from ark_dist.core.errors import PlanError, PlanFormatError
+from ark_dist.core.graph import Buffer, Node, Region, View
+from ark_dist.core.op import AttrValue
 from ark_dist.core.packed import Limits, Table, column, ragged, unpack
-from ark_dist.core.plan import PLAN_VERSION, Method, Plan
+from ark_dist.core.plan import PLAN_VERSION, Counter, Method, Plan, Wait
 from ark_dist.core.planfile_read import read_plan
+from ark_dist.core.shape import Box
+from ark_dist.core.task import Group, Task
 from ark_dist.core.typed import type_problem
 from ark_dist.core.verify_plan import verify_plan
+
+_T = TypeVar("_T")
 
 # Then 2 bytes of PLAN_VERSION, little-endian, then one msgpack map.
 MAGIC = b"ark_dist plan\n"
@@ -30,8 +37,14 @@ def plan_to_bytes(plan: Plan) -> bytes:
     problem = type_problem(plan, Plan)
     if problem is not None:
         raise PlanError(f"the plan can't be written: {problem}")
-    body = msgpack.packb(_Writer(plan).body(), unicode_errors="surrogatepass")
-    return MAGIC + plan.version.to_bytes(VERSION_BYTES, "little") + body
+    _check_positions(plan)
+    try:
+        body = msgpack.packb(_Writer().body(plan), unicode_errors="surrogatepass")
+        head = MAGIC + plan.version.to_bytes(VERSION_BYTES, "little")
+    except (OverflowError, ValueError) as error:
+        # Columns hold numbers from 0 on; a plan that verifies has no others.
+        raise PlanError(f"the plan can't be written: {error}") from None
+    return head + bytes(body)
 
 
 def plan_from_bytes(data: bytes, *, limits: Limits | None = None) -> Plan:
@@ -90,40 +103,175 @@ def fingerprint(plan: Plan) -> str:
 class _Writer:
     """Collects the tables that the columns of a plan refer to."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._strings = Table()
-        self._numbers = Table()
-        self._blobs = Table()
-        self._attrs = Table()
-        self._shards = Table()
-        self._views = Table()
-        self._regions = Table()
-        self._region_lists = Table()
-        self._waits = Table()
-        self._wait_lists = Table()
+    def __init__(self) -> None:
+        self._strings: Table[str] = Table()
+        self._numbers: Table[tuple[int, ...]] = Table()
+        self._blobs: Table[bytes] = Table()
+        self._attrs: Table[tuple[tuple[str, AttrValue, type], ...]] = Table()
+        self._shards: Table[tuple[str | None, ...]] = Table()
+        self._views: Table[View] = Table()
+        self._regions: Table[Region] = Table()
+        self._region_lists: Table[tuple[Region, ...]] = Table()
+        self._waits: Table[Wait] = Table()
+        self._wait_lists: Table[tuple[Wait, ...]] = Table()
 
-    def body(self) -> Mapping[str, object]:
+    def body(self, plan: Plan) -> Mapping[str, object]:
         """The whole plan. Tables come last: writing the rest fills them."""
-        plan, target = self._plan, self._plan.target
-        _check_ids("buffer", [b.id for b in plan.buffers])
+        target = plan.target
         body: dict[str, object] = {
             "name": plan.name,
             "rank": plan.rank,
             "world_size": plan.world_size,
-            "target": [
-                target.kind, target.worker_count, target.arch, target.counters,
-                target.cache_bytes, float(target.bytes_per_s), float(target.ops_per_s),
-                float(target.task_s), float(target.hop_s),
-            ],
+            "target": {
+                "kind": target.kind,
+                "worker_count": target.worker_count,
+                "arch": target.arch,
+                "counters": target.counters,
+                "cache_bytes": target.cache_bytes,
+                "bytes_per_s": float(target.bytes_per_s),
+                "ops_per_s": float(target.ops_per_s),
+                "task_s": float(target.task_s),
+                "hop_s": float(target.hop_s),
+            },
             "arena_bytes": column(plan.arena_bytes),
-            "buffers": self._buffer_columns(),
+            "buffers": self._buffers(plan),
             "methods": [self._method(method) for method in plan.methods],
         }
-        return body | {"tables": self._tables()}
+        body["tables"] = self._tables()
+        return body
+
+    def _buffers(self, plan: Plan) -> Mapping[str, bytes]:
+        buffers = plan.buffers
+        return {
+            "name": self._words([b.name for b in buffers]),
+            "shape": column([self._numbers.index(b.shape) for b in buffers]),
+            "dtype": self._words([b.dtype.name for b in buffers]),
+            "kind": self._words([b.kind for b in buffers]),
+            "method": self._optional(self._strings, [b.method for b in buffers]),
+            "slots": column([b.slots for b in buffers]),
+            "packing": self._words([b.packing for b in buffers]),
+            "initial": self._optional(self._blobs, [b.initial for b in buffers]),
+            "shard": self._optional(
+                self._shards, [None if b.shard is None else tuple(b.shard) for b in buffers]
+            ),
+            "arena": self._words([p.arena for p in plan.places]),
+            "offset": column([p.offset for p in plan.places]),
+        }
+
+    def _method(self, method: Method) -> Mapping[str, object]:
+        counters = method.counters
+        return {
+            "name": method.name,
+            "nodes": self._nodes(method.nodes),
+            "groups": {
+                "nodes": ragged([g.nodes for g in method.groups]),
+                "effect": self._words([g.effect for g in method.groups]),
+            },
+            "tasks": self._tasks(method.tasks),
+            "queues": ragged(method.queues),
+            "counters": {
+                "kind": self._words([c.kind for c in counters]),
+                "owner": column([c.owner for c in counters]),
+                "signals": column([c.signals for c in counters]),
+            },
+            "signals": column(method.signals),
+            "waits": column([self._wait_lists.index(w) for w in method.waits]),
+            "stop_task": method.stop_task,
+            "depth": method.depth,
+        }
+
+    def _nodes(self, nodes: Sequence[Node]) -> Mapping[str, object]:
+        return {
+            "op": self._words([n.op for n in nodes]),
+            "name": self._words([n.name for n in nodes]),
+            "inputs": ragged([[self._views.index(v) for v in n.inputs] for n in nodes]),
+            "output": column([self._views.index(n.output) for n in nodes]),
+            "attrs": column([self._attrs.index(_typed_attrs(n)) for n in nodes]),
+            "after": ragged([[self._views.index(v) for v in n.after] for n in nodes]),
+            "stage": column([n.stage for n in nodes]),
+        }
+
+    def _tasks(self, tasks: Sequence[Task]) -> Mapping[str, object]:
+        return {
+            "group": column([t.group for t in tasks]),
+            "box": column([self._numbers.index(_flat(t.box)) for t in tasks]),
+            "reads": column([self._region_lists.index(t.reads) for t in tasks]),
+            "writes": column([self._region_lists.index(t.writes) for t in tasks]),
+            "bytes": column([t.cost.bytes for t in tasks]),
+            "ops": column([t.cost.ops for t in tasks]),
+            "effect": self._words([t.effect for t in tasks]),
+        }
 
     def _tables(self) -> Mapping[str, object]:
-        return {
-            "region_lists": ragged([r for r in self._region_lists.ids]),  # type: ignore[misc]
-            "regions": ragged([r for r in self._regions.ids]),  # type: ignore[misc]
+        """A table is written after all that adds to it."""
+        region_lists = ragged(
+            [[self._regions.index(r) for r in regions] for regions in self._region_lists]
+        )
+        wait_lists = ragged([[self._waits.index(w) for w in waits] for waits in self._wait_lists])
+        views = {
+            "buffer": column([v.buffer for v in self._views]),
+            "dtype": self._words([v.dtype.name for v in self._views]),
+            "offset": column([v.offset for v in self._views]),
+            "shape": column([self._numbers.index(v.shape) for v in self._views]),
+            "strides": column([self._numbers.index(v.strides) for v in self._views]),
         }
+        regions = {
+            "buffer": column([r.buffer for r in self._regions]),
+            "box": column([self._numbers.index(_flat(r.box)) for r in self._regions]),
+        }
+        waits = {
+            "counter": column([w.counter for w in self._waits]),
+            "threshold": column([w.threshold for w in self._waits]),
+            "turns_back": column([w.turns_back for w in self._waits]),
+        }
+        return {
+            "strings": list(self._strings),
+            "numbers": ragged(list(self._numbers)),
+            "blobs": list(self._blobs),
+            "attrs": [[[name, value] for name, value, _ in attrs] for attrs in self._attrs],
+            "shards": [list(shard) for shard in self._shards],
+            "views": views,
+            "regions": regions,
+            "region_lists": region_lists,
+            "waits": waits,
+            "wait_lists": wait_lists,
+        }
+
+    def _words(self, words: Sequence[str]) -> bytes:
+        return column([self._strings.index(word) for word in words])
+
+    @staticmethod
+    def _optional(table: Table[_T], values: Sequence[_T | None]) -> bytes:
+        """Positions in a table from 1 on; 0 is None."""
+        return column([0 if v is None else table.index(v) + 1 for v in values])
+
+
+def _typed_attrs(node: Node) -> tuple[tuple[str, AttrValue, type], ...]:
+    # Python holds 1, 1.0 and True for equal: the type keeps them apart in the table.
+    return tuple((name, value, type(value)) for name, value in node.attrs)
+
+
+def _flat(box: Box) -> tuple[int, ...]:
+    return tuple(edge for interval in box for edge in interval)
+
+
+def _check_positions(plan: Plan) -> None:
+    """Raise PlanError unless ids are positions: the file does not hold them."""
+    sequences: list[tuple[str, Sequence[Buffer | Node | Group | Task | Counter]]] = [
+        ("buffer", plan.buffers)
+    ]
+    for method in plan.methods:
+        sequences += [
+            ("node", method.nodes),
+            ("group", method.groups),
+            ("task", method.tasks),
+            ("counter", method.counters),
+        ]
+    for what, sequence in sequences:
+        for position, item in enumerate(sequence):
+            if item.id != position:
+                raise PlanError(f"the plan can't be written: {what} {position} has id {item.id}")
+    if len(plan.places) != len(plan.buffers):
+        raise PlanError(
+            f"the plan can't be written: {len(plan.places)} places, {len(plan.buffers)} buffers"
+        )

@@ -4,7 +4,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 from ark_dist.core.layout import P
 
@@ -35,7 +35,7 @@ def type_problem(value: object, wanted: type) -> str | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _checker(wanted: object) -> _Checker:
     """Make the function that checks one declared type."""
     if dataclasses.is_dataclass(wanted) and isinstance(wanted, type):

@@ -115,8 +115,10 @@ def _alias_problems(buffers: tuple[Buffer, ...], op: Op, node: Node) -> Iterator
     shape = buffers[node.output.buffer].shape
     for view in node.inputs:
         same = is_map and view == node.output
-        if view.buffer == node.output.buffer and not same and boxes_overlap(
-            view.whole(shape).box, node.output.whole(shape).box
+        if (
+            view.buffer == node.output.buffer
+            and not same
+            and boxes_overlap(view.whole(shape).box, node.output.whole(shape).box)
         ):
             yield f"reads and writes overlapping parts of {buffers[view.buffer].name!r}"
 
@@ -136,9 +138,7 @@ def view_problem(buffers: tuple[Buffer, ...], view: View) -> str | None:
     for size in buffer.shape:
         count *= size
     empty = any(size == 0 for size in view.shape)
-    last = view.offset + sum(
-        (n - 1) * s for n, s in zip(view.shape, view.strides, strict=True)
-    )
+    last = view.offset + sum((n - 1) * s for n, s in zip(view.shape, view.strides, strict=True))
     if not empty and last >= count:
         return f"view of {buffer.name!r} reaches element {last} of {count}"
     return None

@@ -39,8 +39,10 @@ class _Owner:
 
 
 def memory_problems(
-    buffers: Sequence[Buffer], places: Sequence[Place],
-    touched: Mapping[int, Sequence[Access]], clocks: HappensBefore,
+    buffers: Sequence[Buffer],
+    places: Sequence[Place],
+    touched: Mapping[int, Sequence[Access]],
+    clocks: HappensBefore,
 ) -> Iterator[str]:
     """Yield activations that overlap another one's memory while that one is in use.
 
@@ -87,7 +89,9 @@ def _successive_owners(owners: Sequence[_Owner]) -> list[tuple[int, int, int]] |
     order = np.argsort(piece, kind="stable")
     owner, piece = owner[order], piece[order]
     is_same = piece[1:] == piece[:-1]
-    found = {(int(a), int(b), 0) for a, b in zip(owner[:-1][is_same], owner[1:][is_same], strict=True)}
+    found = {
+        (int(a), int(b), 0) for a, b in zip(owner[:-1][is_same], owner[1:][is_same], strict=True)
+    }
     starts = np.flatnonzero(np.concatenate([[True], ~is_same])) if len(piece) else owner
     ends = np.concatenate([starts[1:], [len(piece)]]).astype(np.int64) - 1
     wraps = zip(owner[ends[: len(starts)]], owner[starts], strict=True)
@@ -95,7 +99,10 @@ def _successive_owners(owners: Sequence[_Owner]) -> list[tuple[int, int, int]] |
 
 
 def _is_after(
-    one: _Owner, two: _Owner, turn: int, clocks: HappensBefore,
+    one: _Owner,
+    two: _Owner,
+    turn: int,
+    clocks: HappensBefore,
     cache: dict[tuple[int, bool | None], Clock],
 ) -> bool:
     """Whether all of `two` comes after all of `one`; reads don't mind reads."""

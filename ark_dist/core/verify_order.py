@@ -27,8 +27,7 @@ def decision_problems(method: Method, clocks: HappensBefore) -> Iterator[str]:
     is_before = clocks.is_before(np.array(stop), tasks, 1)
     for task in tasks[~is_before]:
         yield (
-            f"task {task} has an effect and does not come after stop task {stop} "
-            "of the turn before"
+            f"task {task} has an effect and does not come after stop task {stop} of the turn before"
         )
 
 
@@ -94,8 +93,10 @@ def _pairs(buffer: int, sequence: Sequence[Access]) -> Iterator[_Pair]:
         for access in sequence:
             for turn_before, before in alive:
                 # Pairs within turn 1 are as those in turn 0. Tiles of one group are disjoint.
-                if turn_before == 0 and (before.is_write or access.is_write) and not (
-                    turn == 0 and before.group == access.group
+                if (
+                    turn_before == 0
+                    and (before.is_write or access.is_write)
+                    and not (turn == 0 and before.group == access.group)
                 ):
                     yield _Pair(buffer, before, access, turn)
             if access.cover is not None:
@@ -104,9 +105,7 @@ def _pairs(buffer: int, sequence: Sequence[Access]) -> Iterator[_Pair]:
             alive.append((turn, access))
 
 
-def _are_groups_ordered(
-    pairs: Sequence[_Pair], clocks: HappensBefore
-) -> npt.NDArray[np.bool_]:
+def _are_groups_ordered(pairs: Sequence[_Pair], clocks: HappensBefore) -> npt.NDArray[np.bool_]:
     """For each pair: does every task of the second group come after all of the first?"""
     first = np.array([p.first.group for p in pairs], np.int64)
     second = np.array([p.second.group for p in pairs], np.int64)

@@ -1,6 +1,7 @@
 """Check a plan against every rule that its executors rely on, before anything is allocated."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from math import isfinite
 
 from ark_dist.core.accesses import accesses
@@ -36,8 +37,8 @@ MAX_CLOCK_ENTRIES = 2**26
 def verify_plan(plan: Plan) -> None:
     """Raise PlanError naming the first rule the plan breaks, and where."""
     for problem in plan_problems(plan):
-        name = plan.name if isinstance(plan, Plan) else type(plan).__name__
-        raise PlanError(f"plan {name!r}: {problem}")
+        # Whatever was passed: that it is a plan is the first rule.
+        raise PlanError(f"plan {getattr(plan, 'name', None)!r:.200}: {problem}")
 
 
 def plan_problems(plan: Plan) -> Iterator[str]:
@@ -68,9 +69,7 @@ def stored_buffers(plan: Plan) -> frozenset[int]:
         for region in (*task.reads, *task.writes)
     }
     return frozenset(
-        b.id
-        for b in plan.buffers
-        if b.size_bytes and (b.kind != "activation" or b.id in touched)
+        b.id for b in plan.buffers if b.size_bytes and (b.kind != "activation" or b.id in touched)
     )
 
 
@@ -180,7 +179,7 @@ def _shared_problems(plan: Plan, stored: Sequence[Buffer]) -> Iterator[str]:
     """Yield overlaps of buffers that live as long as the program."""
     lasting = [b for b in stored if b.kind != "activation"]
     lasting.sort(key=lambda b: (plan.places[b.id].arena, plan.places[b.id].offset))
-    for one, two in zip(lasting, lasting[1:], strict=False):
+    for one, two in pairwise(lasting):
         first, second = plan.places[one.id], plan.places[two.id]
         if first.arena == second.arena and first.offset + one.size_bytes > second.offset:
             yield f"buffers {one.name!r} and {two.name!r} overlap in arena {first.arena!r}"

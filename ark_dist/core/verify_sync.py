@@ -1,7 +1,7 @@
 """Check queues, counters and waits of a method: that they fit together and let all tasks run."""
 
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, pairwise
 
 from ark_dist.core.plan import Counter, Method, Plan, Wait
 
@@ -25,13 +25,11 @@ def _queue_problems(plan: Plan, method: Method) -> Iterator[str]:
     if len(method.queues) != plan.target.worker_count:
         yield f"{len(method.queues)} queues for {plan.target.worker_count} workers"
     for worker, queue in enumerate(method.queues):
-        if any(a >= b for a, b in zip(queue, queue[1:], strict=False)):
+        if any(a >= b for a, b in pairwise(queue)):
             yield f"worker {worker}: its tasks do not increase"
     queued = sorted(chain.from_iterable(method.queues))
     if queued != list(range(len(method.tasks))):
-        odd = next(
-            (q for i, q in enumerate(queued) if q != i), len(queued)
-        )
+        odd = next((q for i, q in enumerate(queued) if q != i), len(queued))
         yield (
             f"the queues hold {len(queued)} tasks of {len(method.tasks)}; task {odd} "
             "is missing, there twice, or unknown"
@@ -81,7 +79,10 @@ def _signals_problems(method: Method, counter: Counter, sizes: list[int]) -> Ite
 def _signal_problems(plan: Plan, method: Method) -> Iterator[str]:
     count = len(method.tasks)
     if len(method.signals) != count or len(method.waits) != count:
-        yield f"{len(method.signals)} signals and {len(method.waits)} lists of waits for {count} tasks"
+        yield (
+            f"{len(method.signals)} signals and {len(method.waits)} lists of waits "
+            f"for {count} tasks"
+        )
         return
     by_owner = {counter.owner: counter.id for counter in method.counters}
     if plan.target.counters == "clock":
@@ -90,8 +91,10 @@ def _signal_problems(plan: Plan, method: Method) -> Iterator[str]:
         owners = {task.id: task.group for task in method.tasks}
     for task, signal in enumerate(method.signals):
         if by_owner.get(owners[task]) != signal:
-            yield f"task {task}: signals counter {signal}, not that of {plan.target.counters} " \
+            yield (
+                f"task {task}: signals counter {signal}, not that of {plan.target.counters} "
                 f"{owners[task]}"
+            )
 
 
 def _wait_problems(plan: Plan, method: Method) -> Iterator[str]:

@@ -100,9 +100,7 @@ def _uses(method: Method) -> _Uses:
     return _Uses(writers, readers, groups)
 
 
-def _effect_problems(
-    buffers: Sequence[Buffer], method: Method, group: Group
-) -> Iterator[str]:
+def _effect_problems(buffers: Sequence[Buffer], method: Method, group: Group) -> Iterator[str]:
     node = method.nodes[group.nodes[-1]]
     effect = OPS[node.op].effect
     is_seen = effect == "command" or buffers[node.output.buffer].kind in EFFECT_KINDS
@@ -146,9 +144,7 @@ def _inside_problems(
                 yield f"{what} is read by node {reader} outside of it"
 
 
-def _moved_reads(
-    method: Method, uses: _Uses
-) -> Iterator[tuple[int, int, View, Sequence[int]]]:
+def _moved_reads(method: Method, uses: _Uses) -> Iterator[tuple[int, int, View, Sequence[int]]]:
     """Yield group, node and view of reads that fusing delays, and the writers in between."""
     for group in method.groups:
         for n in group.nodes[:-1]:
@@ -159,9 +155,7 @@ def _moved_reads(
                     yield group.id, n, view, between
 
 
-def _moved_read_problems(
-    buffers: Sequence[Buffer], method: Method, uses: _Uses
-) -> Iterator[str]:
+def _moved_read_problems(buffers: Sequence[Buffer], method: Method, uses: _Uses) -> Iterator[str]:
     """Yield reads that a group does after a write they came before in build order."""
     for group, n, view, between in _moved_reads(method, uses):
         buffer = buffers[view.buffer]
@@ -175,9 +169,7 @@ def _moved_read_problems(
                 )
 
 
-def _in_place_problems(
-    buffers: Sequence[Buffer], method: Method, group: Group
-) -> Iterator[str]:
+def _in_place_problems(buffers: Sequence[Buffer], method: Method, group: Group) -> Iterator[str]:
     """Yield reads of the output's memory other than of the very element that is written."""
     target = method.nodes[group.nodes[-1]].output
     shape = buffers[target.buffer].shape
