@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ark_dist.core.dtype import DTYPES, DType
+from ark_dist.core.dtype import DType
 from ark_dist.core.graph import Node, View
 from ark_dist.core.op import OPS
 from ark_dist.kernels.lower import Lowered, Operand, spread_strides
@@ -104,9 +104,9 @@ def _call(node: Node, inputs: Sequence[str]) -> str:
     kernel = OPS[node.op].kernel
     assert kernel is not None
     source = compute_type(node.inputs[0].dtype)
-    if node.op == "cast":
-        target = DTYPES[str(node.attributes["dtype"])]
-        text = f"{kernel.function}<{compute_type(target)}, {source}>({inputs[0]})"
+    if kernel.is_conversion:
+        target = node.output.dtype
+        text = f"{kernel.function}<{compute_type(target)}, {source}>({', '.join(inputs)})"
         # The one place in a chain where the user asked for a rounding.
         return f"ark_round<{target.c_name}>({text})" if target.is_float else text
     return f"{kernel.function}<{source}>({', '.join(inputs)})"

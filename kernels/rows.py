@@ -39,6 +39,7 @@ def row_op(
     reference: Callable[[Array, int, Attrs], Array],
     *,
     params: tuple[str, ...] = (),
+    has_prologue: bool = False,
 ) -> Op:
     """Register an operator that maps each row along `axis` to a row of the same length."""
 
@@ -76,7 +77,7 @@ def row_op(
             sharding=None,
             gradient=None,
             effect="none",
-            kernel=Kernel("row", f"ark_{name}", params),
+            kernel=Kernel("row", f"ark_{name}", params, has_prologue),
         )
     )
 

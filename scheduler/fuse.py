@@ -170,8 +170,10 @@ def _is_prologue(
     """Whether all that use a norm are matmuls that can normalize its rows as they read them."""
     consumers = users.get(norm.output.buffer, [])
     writers = [n for n in nodes if n.output.buffer == norm.output.buffer]
+    kernel = OPS[norm.op].kernel
     return (
-        norm.op == "layernorm"
+        kernel is not None
+        and kernel.has_prologue
         and norm.attributes["axis"] in (-1, len(norm.output.shape) - 1)
         and buffers[norm.output.buffer].kind == "activation"
         and len(writers) == 1
@@ -182,7 +184,7 @@ def _is_prologue(
 
 def _reads_rows(matmul: Node, norm: Node) -> bool:
     return (
-        matmul.op == "matmul"
+        frame(matmul) == "matmul"
         and matmul.inputs[0] == norm.output
         and norm.output not in (*matmul.inputs[1:], *matmul.after)
         and not matmul.attributes["transpose_input"]

@@ -140,7 +140,8 @@ class _Walk:
         counter = self._method.counters[wait.counter]
         if counter.kind == "clock":
             task = self._method.queues[counter.owner][wait.threshold - 1]
-            return self.done[turn * self._count + task]
+            row: Clock = self.done[turn * self._count + task]
+            return row
         if wait.threshold < counter.signals:
             # Any of the group's tasks may be the missing ones.
             return None

@@ -62,11 +62,15 @@ class Kernel:
         frame: the loop nest around it: "map", "row", "reduce", "matmul", "gather" or "control".
         function: the C++ template that the frame calls, defined in `<op>.h`.
         params: names of the attributes that the function takes as floats, in order.
+        has_prologue: whether `<function>_prologue` lets a matmul apply it to its rows.
+        is_conversion: whether the function's first template argument is the result's type.
     """
 
     frame: str
     function: str
     params: tuple[str, ...] = ()
+    has_prologue: bool = False
+    is_conversion: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,6 @@ register(
         sharding="...",
         gradient=None,
         effect="none",
-        kernel=Kernel("map", "ark_cast"),
+        kernel=Kernel("map", "ark_cast", is_conversion=True),
     )
 )

@@ -21,4 +21,5 @@ row_op(
     FLOATS,
     _layernorm,
     params=("eps",),
+    has_prologue=True,
 )
