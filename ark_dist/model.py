@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ark_dist.core.builder import GraphBuilder, Value, checked_name
+from ark_dist.core.builder import GraphBuilder, Value
 from ark_dist.core.dtype import BOOL, FP32, INT32, DType, DTypeLike, as_dtype
 from ark_dist.core.graph import Graph
 from ark_dist.core.layout import P
+from ark_dist.core.names import checked_name
 from ark_dist.core.op import Array, AttrValue
 from ark_dist.ops import ModelOps
 from ark_dist.tensors import Parameter, Tensor

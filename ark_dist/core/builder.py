@@ -16,11 +16,11 @@ from ark_dist.core.graph import (
     freeze_attrs,
 )
 from ark_dist.core.layout import P
+from ark_dist.core.names import Names, checked_name
 from ark_dist.core.op import Array, AttrValue, Op, Spec, find_op
 from ark_dist.core.shape import as_shape, boxes_overlap, row_major_strides
 
 DEFAULT_METHOD = "forward"
-MAX_NAME_CHARS = 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +45,7 @@ class GraphBuilder:
         self._methods: dict[str, list[Node]] = {DEFAULT_METHOD: []}
         self._method = DEFAULT_METHOD
         self._stage = 0
-        self._names: dict[str, int] = {}
+        self._names = Names()
         self._constants: dict[tuple[bytes, str], View] = {}
         self._unconsumed: dict[Value, None] = {}
         self._kept: list[int] = []
@@ -249,22 +249,12 @@ class GraphBuilder:
         shard: P | None = None,
         initial: bytes | None = None,
     ) -> Buffer:
-        unique = self._unique_name(prefix, name)
+        unique = self._names.unique(prefix if name is None else checked_name(name))
         buffer = Buffer(
             len(self._buffers), unique, shape, dtype, kind, method, shard=shard, initial=initial
         )
         self._buffers.append(buffer)
         return buffer
-
-    def _unique_name(self, prefix: str, name: str | None) -> str:
-        base = prefix if name is None else checked_name(name)
-        count = self._names.get(base, 0)
-        self._names[base] = count + 1
-        unique = base if count == 0 else f"{base}_{count}"
-        if count and unique in self._names:
-            return self._unique_name(unique, None)
-        self._names.setdefault(unique, 1)
-        return unique
 
     def _as_values(self, op: Op, inputs: Sequence[Operand]) -> list[Value]:
         first = next((v for v in inputs if isinstance(v, Value)), None)
@@ -430,15 +420,6 @@ class GraphBuilder:
 def whole_view(buffer: Buffer) -> View:
     """The view that covers all of a buffer."""
     return View(buffer.id, buffer.dtype, 0, buffer.shape, row_major_strides(buffer.shape))
-
-
-def checked_name(name: object) -> str:
-    """Return a user's name; TypeError or ValueError if it can't be one."""
-    if not isinstance(name, str) or not name:
-        raise TypeError(f"name is {name!r}; it must be a non-empty string")
-    if len(name) > MAX_NAME_CHARS:
-        raise ValueError(f"name {name[:40]!r}... has {len(name)} characters; {MAX_NAME_CHARS} work")
-    return name
 
 
 def _default_dtype(value: object) -> str:
