@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from math import prod
 
+import numpy as np
+
 from ark_dist.core.dtype import DType
 from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Spec, Specs, register
 from ark_dist.core.shape import Box, full_box, normalize_axis
@@ -53,7 +55,9 @@ def row_op(
         return ((*box[:axis], (0, specs[0].shape[axis]), *box[axis + 1 :]),)
 
     def run(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
-        return reference(tiles[0], int_attr(attrs, "axis") % tiles[0].ndim, attrs)
+        # NaN and infinities are data like any other.
+        with np.errstate(all="ignore"):
+            return reference(tiles[0], int_attr(attrs, "axis") % tiles[0].ndim, attrs)
 
     def tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
         axis = row_axis(name, specs, attrs)
@@ -116,7 +120,8 @@ def reduction(
 
     def run(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
         axis = int_attr(attrs, "axis") % tiles[0].ndim
-        return reference(tiles[0], axis).reshape([b - a for a, b in box])
+        with np.errstate(all="ignore"):
+            return reference(tiles[0], axis).reshape([b - a for a, b in box])
 
     def tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
         parts = parts_worth(reduce_cost(specs, out, attrs, full_box(out.shape)), target)

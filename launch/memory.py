@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ark_dist.core.builder import as_array
+from ark_dist.core.errors import MemoryLimitError
 from ark_dist.core.graph import Region, View
 from ark_dist.core.op import Array
 from ark_dist.core.plan import ARENAS, Plan
@@ -56,7 +57,9 @@ class Arenas:
 
 def allocate(plan: Plan) -> Arenas:
     """Allocate all arenas, poison activations and outputs, fill constants and states."""
-    memory = {name: _allocate(size) for name, size in zip(ARENAS, plan.arena_bytes, strict=True)}
+    memory = {
+        name: _allocate(name, size) for name, size in zip(ARENAS, plan.arena_bytes, strict=True)
+    }
     arenas = Arenas(plan, memory)
     memory["activations"][:] = POISON
     for buffer in plan.buffers:
@@ -77,9 +80,15 @@ def reset_state(arenas: Arenas, kinds: tuple[str, ...] = ("state",)) -> None:
                 target[...] = as_array(buffer.initial, buffer.dtype, buffer.shape)
 
 
-def _allocate(size_bytes: int) -> Bytes:
+def _allocate(arena: str, size_bytes: int) -> Bytes:
     # Anonymous maps are zero, aligned to pages, and freed with the last array over them.
-    pages = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError, ValueError) as error:
+        raise MemoryLimitError(
+            f"the {arena} arena needs {size_bytes} bytes, which this machine does not have "
+            f"({error}); use a smaller model, or more ranks"
+        ) from None
     if size_bytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, np.uint8, count=max(size_bytes, 1))

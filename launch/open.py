@@ -37,8 +37,10 @@ def find_device(name: str, settings: Settings) -> str:
 
     Raises ValueError for an unknown name and DeviceNotFoundError for an absent device.
     """
+    if name == "auto" and settings.device is not None:
+        name = settings.device
     if name == "auto":
-        name = settings.device or ("cpu" if "cpu" in DEVICES else "numpy")
+        name = "cpu"
     if name == "cuda":
         raise DeviceNotFoundError(
             "device 'cuda': there is no CUDA executor on this machine; use device='cpu'"

@@ -1,6 +1,7 @@
 """Hold one program on one device: its memory, its lifecycle, and the way data gets in and out."""
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,8 +46,6 @@ WAYS_OUT = {
     "failed": "the kernel ended with an error; call launch() to start it anew",
     "closed": "the program was closed; make a new one",
 }
-# wait() looks for Ctrl-C this often.
-SLICE_S = 0.1
 MAX_ITERATIONS = 2**40
 
 
@@ -58,7 +57,7 @@ class SessionOptions:
 
 
 class Session:
-    """One program on one device. Not thread-safe, except that `run` may follow `run`."""
+    """One program on one device. Threads may share it: their calls come one after the other."""
 
     def __init__(self, plan: Plan, device: Device, options: SessionOptions) -> None:
         """Take a plan and the device that will run it; nothing happens yet."""
@@ -70,6 +69,8 @@ class Session:
         self._epoch = 0
         self._launched_at = 0.0
         self._pid = os.getpid()
+        # Reentrant: stop() waits.
+        self._lock = threading.RLock()
 
     @property
     def state(self) -> str:
@@ -78,47 +79,62 @@ class Session:
 
     def compile(self, on_compile: Callable[[Path], None]) -> None:
         """Make the kernel and allocate the memory."""
-        state = self._next("compile")
-        self._device.compile(on_compile)
-        if self._arenas is None:
-            self._arenas = allocate(self.plan)
-        self._state = state
+        with self._calling("compile"):
+            state = self._next("compile")
+            self._device.compile(on_compile)
+            if self._arenas is None:
+                self._arenas = allocate(self.plan)
+            self._state = state
 
     def write(self, view: View, value: Array) -> None:
         """Copy an array of the view's shape and dtype into the program's memory."""
-        state = self._next("write")
-        self.memory.view(view)[...] = value
-        self._state = state
+        with self._calling("write"):
+            self._next("write")
+            self.memory.view(view)[...] = value
 
     def read(self, view: View) -> Array:
         """Return a copy of what the program's memory holds."""
-        state = self._next("read")
-        value = np.array(self.memory.view(view))
-        self._state = state
-        return value
+        with self._calling("read"):
+            self._next("read")
+            return np.array(self.memory.view(view))
 
     def reset_state(self) -> None:
         """Set all state tensors back to their initial values."""
-        self._next("write")
-        reset_state(self.memory)
+        with self._calling("write"):
+            self._next("write")
+            reset_state(self.memory)
 
     def launch(self) -> None:
         """Start the resident kernel; it computes nothing yet."""
-        state = self._next("launch")
-        self._device.start(self.memory)
-        self._launched_at = time.monotonic()
-        self._state = state
+        with self._calling("launch"):
+            state = self._next("launch")
+            if self._state == "failed":
+                # What the failed kernel left half done must not meet the new one.
+                self._device.stop()
+            self._device.start(self.memory)
+            self._launched_at = time.monotonic()
+            self._state = state
 
     def run(self, iterations: int, method: str, scalars: Scalars) -> None:
-        """Queue `iterations` turns of a method and return at once."""
-        state = self._next("run")
-        if isinstance(iterations, bool) or not isinstance(iterations, (int, np.integer)):
-            raise TypeError(f"run: iterations is {iterations!r}; it must be an integer")
-        if not 0 <= iterations <= MAX_ITERATIONS:
-            raise ValueError(f"run: iterations is {iterations}; it must be 0 to 2**40")
-        checked = self._checked_scalars(method, scalars)
-        self._device.post(Command(method, int(iterations), self._epoch, checked))
-        self._state = state
+        """Queue `iterations` turns of a method and return at once.
+
+        Raises TaskError or StallError if the queue is full and a run before has failed.
+        """
+        with self._calling("run"):
+            state = self._next("run")
+            if isinstance(iterations, bool) or not isinstance(iterations, (int, np.integer)):
+                raise TypeError(f"run: iterations is {iterations!r}; it must be an integer")
+            if not 0 <= iterations <= MAX_ITERATIONS:
+                raise ValueError(f"run: iterations is {iterations}; it must be 0 to 2**40")
+            checked = self._checked_scalars(method, scalars)
+            command = Command(method, int(iterations), self._epoch, checked)
+            # Ctrl-C in post() leaves a session that may have a run under way.
+            self._state = state
+            try:
+                self._device.post(command)
+            except ArkError:
+                self._state = "failed"
+                raise
 
     def wait(self, timeout_s: float | None = None) -> int:
         """Block until all runs are done; return the iterations they did.
@@ -126,36 +142,43 @@ class Session:
         Raises StallError when the kernel makes no progress, TimeoutError when `timeout_s`
         (seconds) ran out first: the runs go on then.
         """
-        state = self._next("wait")
-        if self._state == "launched":
-            return 0
-        try:
-            done = self._device.wait(timeout_s if timeout_s is not None else float("inf"))
-        except TimeoutError:
-            raise
-        except ArkError:
-            self._state = "failed"
-            raise
-        self._epoch += 1
-        self._state = state
-        return sum(done)
+        if timeout_s is not None and not timeout_s >= 0:
+            raise ValueError(f"wait: timeout is {timeout_s!r}; it must be seconds, 0 or more")
+        with self._calling("wait"):
+            state = self._next("wait")
+            if self._state == "launched":
+                return 0
+            try:
+                done = self._device.wait(timeout_s if timeout_s is not None else float("inf"))
+            except ArkError:
+                self._state = "failed"
+                raise
+            self._epoch += 1
+            self._state = state
+            return sum(done)
 
     def stop(self) -> float:
         """Finish all runs, end the kernel, and return milliseconds since `launch`."""
-        state = self._next("stop")
-        if self._state == "running":
-            self.wait()
-        self._device.stop()
-        self._state = state
-        return (time.monotonic() - self._launched_at) * 1e3
+        with self._calling("stop"):
+            state = self._next("stop")
+            if self._state == "running":
+                self.wait()
+            self._device.stop()
+            self._state = state
+            return (time.monotonic() - self._launched_at) * 1e3
 
     def close(self) -> None:
-        """End the kernel if it runs, and let go of the memory; safe to call twice."""
-        # After a fork the kernel's threads are the parent's alone.
-        if self._state in ("launched", "running", "failed") and os.getpid() == self._pid:
-            self._device.stop()
-        self._state = "closed"
-        self._arenas = None
+        """End the kernel at once, with the runs under way; safe to call twice."""
+        if os.getpid() != self._pid:
+            # After a fork the kernel's threads are the parent's alone.
+            self._state, self._arenas = "closed", None
+            return
+        with self._lock:
+            try:
+                if self._state in ("launched", "running", "failed"):
+                    self._device.stop()
+            finally:
+                self._state, self._arenas = "closed", None
 
     @property
     def memory(self) -> Arenas:
@@ -166,14 +189,19 @@ class Session:
 
     def require(self, call: str) -> None:
         """Raise LifecycleError if `call` is not allowed now."""
-        self._next(call)
+        with self._calling(call):
+            self._next(call)
 
-    def _next(self, call: str) -> str:
+    def _calling(self, call: str) -> threading.RLock:
+        """The lock that every call holds; LifecycleError in a fork, where it may be stuck."""
         if os.getpid() != self._pid:
             raise LifecycleError(
                 f"{call}() was called in process {os.getpid()}, a fork of {self._pid}, which "
                 "holds the program; make a new Executor in this process"
             )
+        return self._lock
+
+    def _next(self, call: str) -> str:
         state = TRANSITIONS.get((self._state, call))
         if state is None:
             raise LifecycleError(

@@ -67,9 +67,16 @@ def _access(
 ) -> Access:
     ids = np.array([task for task, _ in items], np.int64)
     boxes = np.array([box for _, box in items], np.int64).reshape(len(items), len(shape), 2)
-    covered = np.prod(boxes[:, :, 1] - boxes[:, :, 0], axis=1).sum()
-    # The tiles of one group do not overlap, so their sizes add up.
-    return Access(group, is_write, ids, boxes, is_write and int(covered) == prod(shape))
+    return Access(group, is_write, ids, boxes, is_write and _covers(boxes, shape))
+
+
+def _covers(boxes: Ints, shape: tuple[int, ...]) -> bool:
+    """Whether boxes fill a buffer, each element once."""
+    if int(np.prod(boxes[:, :, 1] - boxes[:, :, 0], axis=1).sum()) != prod(shape):
+        return False
+    # Tiles do not overlap, but their boxes may, where a view had to be widened: then the
+    # sizes add up although there is a hole.
+    return int(_meeting(boxes, boxes).sum()) == len(boxes)
 
 
 def same_turn_edges(touched: dict[int, list[Access]]) -> Iterator[Edges]:
@@ -113,12 +120,17 @@ def _walk_back(later: Access, sequence: Sequence[Access]) -> Iterator[Access]:
 def _overlap(earlier: Access, later: Access, turns_back: int) -> Edges | None:
     if earlier.group == later.group and turns_back == 0:
         return None
-    start = np.maximum(earlier.boxes[:, None, :, 0], later.boxes[None, :, :, 0])
-    stop = np.minimum(earlier.boxes[:, None, :, 1], later.boxes[None, :, :, 1])
-    before, after = np.nonzero((start < stop).all(axis=2))
+    before, after = np.nonzero(_meeting(earlier.boxes, later.boxes))
     if not len(before):
         return None
     return Edges(earlier.tasks[before], later.tasks[after], turns_back)
+
+
+def _meeting(some: Ints, others: Ints) -> npt.NDArray[np.bool_]:
+    """For each pair of boxes, whether they share an element."""
+    start = np.maximum(some[:, None, :, 0], others[None, :, :, 0])
+    stop = np.minimum(some[:, None, :, 1], others[None, :, :, 1])
+    return np.asarray((start < stop).all(axis=2))
 
 
 def predecessors(count: int, edges: Sequence[Edges]) -> list[Ints]:

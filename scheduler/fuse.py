@@ -102,7 +102,7 @@ def _can_join(
         and frame(producer) in (*ANCHOR_FRAMES, "map")
         and buffers[producer.output.buffer].kind == "activation"
         and set(users.get(producer.output.buffer, ())) == {node.id}
-        and producer.output not in node.after
+        and _reads_only(node, producer.output)
         and producer.output.shape == node.output.shape
         and producer.stage == node.stage
         and not (draft.has_anchor and joined.has_anchor)
@@ -111,6 +111,12 @@ def _can_join(
         and not _is_disturbed(joined, node, nodes)
         and not _aliases_output(members, node, nodes)
     )
+
+
+def _reads_only(node: Node, made: View) -> bool:
+    """Whether a node reads a buffer through this one view."""
+    views = (*node.inputs, *node.after)
+    return made not in node.after and all(v == made for v in views if v.buffer == made.buffer)
 
 
 def _operand_count(members: set[int], nodes: Sequence[Node]) -> int:

@@ -40,11 +40,13 @@ class Positions:
 class Need:
     """Hold until the counter has `threshold` signals of the turn `turns_back` ago.
 
-    `reached` is what is known once it is met: for each worker, how far its queue has come,
-    in places of the turn the counter is read for.
+    `wanted` is why: for each worker, how far its queue has to have come, in places of the turn
+    the counter is read for. `reached` is what is known once the wait is met, which is more
+    where a counter stands for a whole group.
     """
 
     wait: Wait
+    wanted: Clock
     reached: Clock
 
 
@@ -115,7 +117,7 @@ def _task_need(
     reached = np.full(len(at.lengths), UNKNOWN, np.int64)
     reached[at.worker[task]] = at.place[task]
     threshold = int(at.place[task]) if kind == "clock" else 1
-    return Need(Wait(signals[task], threshold, turns_back), reached)
+    return Need(Wait(signals[task], threshold, turns_back), reached, reached)
 
 
 def _raw_needs(
@@ -160,13 +162,12 @@ def _clock_needs(
     signals: Sequence[int],
     members: Sequence[Clock],
 ) -> list[Need]:
-    reached = np.full(len(at.lengths), UNKNOWN, np.int64)
-    np.maximum.at(reached, at.worker[before], at.place[before])
+    reached = _reach(before, at)
     needs = []
     for worker in np.flatnonzero(reached > 0):
         only = np.full(len(at.lengths), UNKNOWN, np.int64)
         only[worker] = reached[worker]
-        needs.append(Need(Wait(int(worker), int(reached[worker]), turns_back), only))
+        needs.append(Need(Wait(int(worker), int(reached[worker]), turns_back), only, only))
     return needs
 
 
@@ -178,12 +179,19 @@ def _group_needs(
     members: Sequence[Clock],
 ) -> list[Need]:
     needs = []
-    for counter in sorted({signals[task] for task in before}):
-        reached = np.full(len(at.lengths), UNKNOWN, np.int64)
+    owners = np.array([signals[task] for task in before.tolist()], np.int64)
+    for counter in np.unique(owners).tolist():
         everyone = members[counter]
-        np.maximum.at(reached, at.worker[everyone], at.place[everyone])
-        needs.append(Need(Wait(counter, len(everyone), turns_back), reached))
+        wait = Wait(counter, len(everyone), turns_back)
+        needs.append(Need(wait, _reach(before[owners == counter], at), _reach(everyone, at)))
     return needs
+
+
+def _reach(tasks: Clock, at: Positions) -> Clock:
+    """How far each worker's queue has come when these tasks are done."""
+    reach = np.full(len(at.lengths), UNKNOWN, np.int64)
+    np.maximum.at(reach, at.worker[tasks], at.place[tasks])
+    return reach
 
 
 def _pass(
@@ -210,11 +218,11 @@ def _pass(
         kept = []
         # The latest needs first: they imply the most.
         for need in sorted(raw[task.id], key=_latest_first):
-            target = need.reached - need.wait.turns_back * at.lengths
-            if (known >= target).all():
+            shift = need.wait.turns_back * at.lengths
+            if (known >= need.wanted - shift).all():
                 continue
             kept.append(need.wait)
-            known = np.maximum(known, target)
+            known = np.maximum(known, need.reached - shift)
             known = _learn(known, need, at, done if need.wait.turns_back == 0 else before, by_place)
         waits.append(tuple(sorted(set(kept), key=lambda w: (w.counter, w.turns_back))))
         known = known.copy()

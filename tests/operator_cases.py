@@ -245,17 +245,19 @@ def fill_leaf(case: Case, position: int, rng: Rng) -> Array:
     view = case.leaves[position].view
     if case.op == "embedding" and position == 0:
         return rng.integers(0, TABLE_ROWS, view.shape, np.int32)
-    return random_data(rng, view.shape, view.dtype, is_special=case.is_special, is_wide=case.op == "cast")
+    return random_data(
+        rng, view.shape, view.dtype, is_special=case.is_special, is_wide=case.op == "cast"
+    )
 
 
-def random_data(
-    rng: Rng, shape: Shape, dtype: DType, *, is_special: bool, is_wide: bool
-) -> Array:
+def random_data(rng: Rng, shape: Shape, dtype: DType, *, is_special: bool, is_wide: bool) -> Array:
     """Integers over their whole range; floats around 0, if `is_wide` also far from it."""
     if dtype.is_float:
         value = rng.uniform(-2, 2, shape)
         if is_wide:
-            value = np.where(rng.random(shape) < 0.5, value, value * 2.0 ** rng.integers(0, 40, shape))
+            value = np.where(
+                rng.random(shape) < 0.5, value, value * 2.0 ** rng.integers(0, 40, shape)
+            )
         if is_special:
             chosen: Sequence[float] = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0)
             value = np.where(rng.random(shape) < 0.15, rng.choice(chosen, shape), value)

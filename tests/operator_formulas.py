@@ -92,7 +92,9 @@ def _cast(inputs: tuple[Array, ...], attrs: Attrs) -> Array:
     if target.is_float:
         return value.astype(np.float64)
     bits = 8 * target.itemsize
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if target.kind == "int" else (0, 2**bits - 1)
+    low, high = (
+        (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if target.kind == "int" else (0, 2**bits - 1)
+    )
     if value.dtype.kind == "f":
         items = [0 if x != x else int(min(max(x, low), high)) for x in value.reshape(-1).tolist()]
     else:

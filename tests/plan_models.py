@@ -1,8 +1,9 @@
 """Models for the tests of plans: small known ones, and random ones made from a seed."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ import ark_dist.kernels.ops  # noqa: F401  # registers the operators
 from ark_dist.core.builder import GraphBuilder, Value, whole_view
 from ark_dist.core.graph import Graph
 from ark_dist.core.op import AttrValue
-from ark_dist.core.plan import Plan
+from ark_dist.core.plan import Method, Plan
 from ark_dist.core.target import Target, cpu_target, wide_target
 from ark_dist.launch.devices.numpy import NumpyDevice
 from ark_dist.launch.machine import Chooser, in_task_order
@@ -19,6 +20,7 @@ from ark_dist.scheduler.plan import PlanOptions, make_plan
 
 SIZE = 6
 Result = dict[str, bytes]
+Break = Callable[[Plan], Plan]
 
 
 def eager(target: Target) -> Target:
@@ -245,3 +247,33 @@ def adversary(seed: int) -> Chooser:
         return max(ready, key=lambda item: rank[item[0] % len(rank)])[0]
 
     return choose
+
+
+def changed(plan: Plan, change: Callable[[Method], Method], index: int = 0) -> Plan:
+    methods = list(plan.methods)
+    methods[index] = change(methods[index])
+    return replace(plan, methods=tuple(methods))
+
+
+def at(name: str, index: int, **changes: object) -> Break:
+    """Change one item of a sequence of the first method."""
+
+    def change(method: Method) -> Method:
+        items = list(getattr(method, name))
+        items[index] = replace(items[index], **changes)
+        return replace(method, **{name: tuple(items)})  # type: ignore[arg-type]  # on purpose
+
+    return lambda plan: changed(plan, change)
+
+
+def setting(**changes: object) -> Break:
+    """Change fields of the first method."""
+    return lambda plan: changed(plan, lambda m: replace(m, **changes))  # type: ignore[arg-type]
+
+
+def mapping(name: str, change: Callable[[Any], object]) -> Break:
+    """Change a field of the first method, given what it was."""
+    return lambda plan: changed(
+        plan,
+        lambda m: replace(m, **{name: change(getattr(m, name))}),  # type: ignore[arg-type]
+    )

@@ -130,9 +130,7 @@ def test_the_reference_agrees_with_a_formula_written_separately(op: str, dtype: 
         want = wanted(case, inputs)
         if record.view is None and output.size:
             box = full_box(output.shape)
-            tiles = tuple(
-                a.astype(np.float64) if a.dtype.kind in "fV" else a for a in inputs
-            )
+            tiles = tuple(a.astype(np.float64) if a.dtype.kind in "fV" else a for a in inputs)
             value = record.reference(tiles, case.attrs, box)
             assert value.shape == want.shape, case.text
             is_rounded = op == "cast" and case.output.view.dtype.is_float

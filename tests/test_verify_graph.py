@@ -96,8 +96,10 @@ NODES: dict[str, tuple[Callable[[Node], Node], str]] = {
     "negative stride": (lambda n: with_view(n, strides=(-1,)), "a negative offset, size or stride"),
     "end": (lambda n: with_view(n, offset=1), "reaches element 32 of 32"),
     "far end": (lambda n: with_view(n, strides=(2**40,)), "reaches element .* of 32"),
-    "inputs": (lambda n: replace(n, inputs=n.inputs[:1]), "the operator refuses its inputs"),
-    "no inputs": (lambda n: replace(n, inputs=()), "the operator refuses its inputs"),
+    "inputs": (lambda n: replace(n, inputs=n.inputs[:1]), "it has 1 inputs; add takes 2"),
+    "no inputs": (lambda n: replace(n, inputs=()), "it has 0 inputs; add takes 2"),
+    "shapes": (lambda n: with_view(n, shape=(31,)), "the operator refuses its inputs"),
+    "attributes": (lambda n: replace(n, attrs=(("x", 1),)), r"attributes are \['x'\]; add takes"),
     "result": (lambda n: with_output(n, shape=(16,)), "writes .* where the operator makes"),
     "target": (lambda n: replace(n, output=n.inputs[0]), "writes 'input', which is input"),
     "broadcast": (lambda n: with_output(n, strides=(0,)), "writes a broadcast view of 'output'"),
@@ -119,8 +121,14 @@ def test_a_broken_node_is_refused(name: str) -> None:
         verify_graph(with_node(addition(), 0, change))
 
 
+def test_attributes_have_their_arguments_types() -> None:
+    attrs = (("axis", True), ("eps", 1e-5))
+    with pytest.raises(PlanError, match="attribute 'axis' is True; it must be int"):
+        verify_graph(with_node(mlp(64), 3, lambda n: replace(n, attrs=attrs)))
+
+
 def test_a_read_before_the_write_is_refused() -> None:
-    with pytest.raises(PlanError, match="reads .* before anything wrote it"):
+    with pytest.raises(PlanError, match=r"reads .* before anything wrote it"):
         verify_graph(swap_first_nodes(mlp(64)))
 
 

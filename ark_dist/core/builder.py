@@ -18,7 +18,7 @@ from ark_dist.core.graph import (
 from ark_dist.core.layout import P
 from ark_dist.core.names import Names, checked_name
 from ark_dist.core.op import Array, AttrValue, Op, Spec, find_op
-from ark_dist.core.shape import as_shape, boxes_overlap, row_major_strides
+from ark_dist.core.shape import as_shape, boxes_overlap, broadcast_shapes, row_major_strides
 
 DEFAULT_METHOD = "forward"
 
@@ -106,7 +106,10 @@ class GraphBuilder:
         """Add memory that lives across iterations, first filled with `init` (broadcast)."""
         dtype = as_dtype(dtype)
         sizes = as_shape(shape)
-        initial = np.broadcast_to(np.asarray(init).astype(dtype.numpy), sizes)
+        array = _converted("state", init, dtype)
+        if broadcast_shapes("state", array.shape, sizes) != sizes:
+            raise ValueError(f"state: init has shape {array.shape}, wanted {sizes}")
+        initial = np.broadcast_to(array, sizes)
         data = initial.tobytes() if np.any(initial.view(_bits(dtype)) != 0) else None
         return self._leaf("state", "state", sizes, dtype, name, shard, data)
 
@@ -130,7 +133,7 @@ class GraphBuilder:
         sizes = array.shape if shape is None else as_shape(shape)
         if array.ndim and array.shape != sizes:
             raise ValueError(f"constant: the array has shape {array.shape}, wanted {sizes}")
-        data = np.ascontiguousarray(array.astype(dtype.numpy)).tobytes()
+        data = np.ascontiguousarray(_converted("constant", value, dtype)).tobytes()
         if array.ndim:
             return self._leaf("constant", "constant", sizes, dtype, name, None, data)
         key = (data, dtype.name)
@@ -142,6 +145,7 @@ class GraphBuilder:
 
     def command_scalar(self, value: Value) -> None:
         """Let `run(n, scalars={name: x})` set this one-element state before iteration 0."""
+        self._check_own("scalar", value)
         buffer = self._buffers[value.view.buffer]
         if buffer.kind != "state" or value.view.shape not in ((), (1,)):
             raise ValueError(
@@ -171,22 +175,29 @@ class GraphBuilder:
         """
         op = find_op(op_name)
         attrs = dict(attrs or {})
-        values = self._as_values(op, inputs)
-        spec = op.infer(tuple(v.view.spec for v in values), attrs)
+        specs = self._check_inputs(op, inputs)
+        spec = op.infer(specs, attrs)
+        _check_result(op_name, spec)
         if output is not None:
-            self._check_output(op_name, spec, output)
+            self._check_output(op_name, spec, output, inputs)
+        if name is not None:
+            checked_name(name)
         for dep in deps:
             self._check_own(op_name, dep)
+        values = [
+            item if isinstance(item, Value) else self.constant(item, (), wanted.dtype)
+            for item, wanted in zip(inputs, specs, strict=True)
+        ]
         extra = (view for v in (*values, *deps) for view in v.after)
         after = tuple(dict.fromkeys((*extra, *(dep.view for dep in deps))))
         if op.view is not None:
-            return self._apply_view(op, values, attrs, after, output, name, deps)
+            return self._apply_view(op, values, attrs, after, output, name)
         target = self._output_view(op_name, spec, output, name)
         self._add_node(op, values, attrs, after, target, name)
-        for value in (*values, *deps):
+        for value in values:
             self._unconsumed.pop(value, None)
         result = output if output is not None else Value(self, target)
-        if output is None:
+        if self._buffers[target.buffer].kind == "activation":
             self._unconsumed[result] = None
         return result
 
@@ -256,32 +267,23 @@ class GraphBuilder:
         self._buffers.append(buffer)
         return buffer
 
-    def _as_values(self, op: Op, inputs: Sequence[Operand]) -> list[Value]:
+    def _check_inputs(self, op: Op, inputs: Sequence[Operand]) -> tuple[Spec, ...]:
+        """Shape and dtype of each input; a number has the first tensor's dtype."""
         first = next((v for v in inputs if isinstance(v, Value)), None)
-        values = []
+        specs = []
         for position, item in enumerate(inputs):
             if isinstance(item, Value):
                 self._check_own(op.name, item)
-                values.append(item)
+                specs.append(item.view.spec)
             elif first is not None and isinstance(item, (bool, int, float, np.number, np.bool_)):
-                values.append(self._number(op.name, item, first.view.dtype))
+                _check_number(op.name, item, first.view.dtype)
+                specs.append(Spec((), first.view.dtype))
             else:
                 raise TypeError(
                     f"{op.name}: input {position} is {type(item).__name__}; "
                     "wanted a tensor of this model" + (" or a number" if first is not None else "")
                 )
-        return values
-
-    def _number(self, op_name: str, item: object, dtype: DType) -> Value:
-        if dtype.is_integer:
-            if isinstance(item, (float, np.floating)) and float(item) != int(item):
-                raise TypeError(
-                    f"{op_name}: {item!r} does not fit a tensor of {dtype}; cast the tensor first"
-                )
-            low, high = dtype.limits
-            if not low <= int(item) <= high:  # type: ignore[call-overload]  # a number
-                raise ValueError(f"{op_name}: {item!r} is out of the range of {dtype}")
-        return self.constant(item, (), dtype)
+        return tuple(specs)
 
     def _check_own(self, op_name: str, value: Value) -> None:
         if not isinstance(value, Value):
@@ -298,7 +300,9 @@ class GraphBuilder:
                 f"and is used in {self._method!r}; pass it on through a state"
             )
 
-    def _check_output(self, op_name: str, spec: Spec, output: Value) -> None:
+    def _check_output(
+        self, op_name: str, spec: Spec, output: Value, inputs: Sequence[Operand]
+    ) -> None:
         self._check_own(op_name, output)
         buffer = self._buffers[output.view.buffer]
         if output.view.spec != spec:
@@ -311,7 +315,7 @@ class GraphBuilder:
             buffer.id in {v.buffer for v in (*node.inputs, node.output, *node.after)}
             for nodes in self._methods.values()
             for node in nodes
-        )
+        ) or any(isinstance(v, Value) and v.view.buffer == buffer.id for v in inputs)
         if buffer.kind not in WRITABLE_KINDS and (buffer.kind != "input" or used):
             raise ValueError(
                 f"{op_name}: output {buffer.name!r} is an {buffer.kind} that is read elsewhere; "
@@ -398,7 +402,6 @@ class GraphBuilder:
         after: tuple[View, ...],
         output: Value | None,
         name: str | None,
-        deps: Sequence[Value],
     ) -> Value:
         assert op.view is not None
         source = values[0]
@@ -409,8 +412,7 @@ class GraphBuilder:
             assert view is not None, f"{op.name} of a contiguous tensor must be a view"
         # The result stands in for its source: reading either reads the same memory.
         result = Value(self, view, after)
-        for value in (source, *deps):
-            self._unconsumed.pop(value, None)
+        self._unconsumed.pop(source, None)
         self._unconsumed[result] = None
         if output is not None:
             return self.apply("copy", [result], output=output, name=name)
@@ -420,6 +422,41 @@ class GraphBuilder:
 def whole_view(buffer: Buffer) -> View:
     """The view that covers all of a buffer."""
     return View(buffer.id, buffer.dtype, 0, buffer.shape, row_major_strides(buffer.shape))
+
+
+def _check_number(op_name: str, item: float | np.number | np.bool_, dtype: DType) -> None:
+    """Raise unless a number among the inputs has a value in the tensor's dtype."""
+    if not dtype.is_integer:
+        _converted(op_name, item, dtype)
+        return
+    if isinstance(item, (float, np.floating)) and not float(item).is_integer():
+        raise TypeError(
+            f"{op_name}: {item!r} does not fit a tensor of {dtype}; cast the tensor first"
+        )
+    low, high = dtype.limits
+    if not low <= int(item) <= high:
+        raise ValueError(f"{op_name}: {item!r} is out of the range of {dtype}")
+
+
+def _check_result(op_name: str, spec: Spec) -> None:
+    try:
+        as_shape(spec.shape)
+    except ValueError as error:
+        raise ValueError(f"{op_name}: the result's {error}") from None
+
+
+def _converted(what: str, value: object, dtype: DType) -> Array:
+    """Return numbers as an array of the dtype; integers must keep their value."""
+    array = np.asarray(value)
+    try:
+        # Floats round, and may become infinite; what integers may not do is checked below.
+        with np.errstate(all="ignore"):
+            result = array.astype(dtype.numpy)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{what}: {repr(value)[:60]} can't be stored as {dtype}") from None
+    if dtype.kind in ("int", "uint", "byte") and not np.array_equal(result, array):
+        raise ValueError(f"{what}: {repr(value)[:60]} does not fit {dtype}; take a wider dtype")
+    return result
 
 
 def _default_dtype(value: object) -> str:

@@ -34,7 +34,7 @@ class Limits:
     depth: int = 32
     objects: int = 300_000
     items: int = 1_000_000
-    entries: int = 4_000_000
+    entries: int = 2_000_000
 
 
 class Table(Generic[_T]):

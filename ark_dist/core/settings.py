@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+MAX_COUNT = 1 << 16
 ISAS = ("portable", "avx2", "avx512", "amx")
 
 
@@ -42,13 +43,12 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     if isa is not None and isa not in ISAS:
         raise ValueError(f"ARK_DIST_ISA is {isa!r}; it must be one of {', '.join(ISAS)}")
     cache_dir = env.get("ARK_DIST_CACHE_DIR")
-    worker_count = env.get("ARK_DIST_WORKERS")
     return Settings(
         cache_dir=Path(cache_dir) if cache_dir else None,
         compiler=env.get("ARK_DIST_CXX") or None,
         compile_timeout_s=_positive(env, "ARK_DIST_COMPILE_TIMEOUT_S", 300.0),
         isa=isa,
-        worker_count=int(_positive(env, "ARK_DIST_WORKERS", 1.0)) if worker_count else None,
+        worker_count=_count(env, "ARK_DIST_WORKERS"),
         timeout_s=_positive(env, "ARK_DIST_TIMEOUT_S", 60.0),
         device=env.get("ARK_DIST_DEVICE") or None,
         log_level=(env.get("ARK_DIST_LOG") or "INFO").upper(),
@@ -59,6 +59,15 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
 def child_environment(**changes: str) -> dict[str, str]:
     """The environment for a child process: this one's, with changes."""
     return {**os.environ, **changes}
+
+
+def _count(env: Mapping[str, str], name: str) -> int | None:
+    text = env.get(name)
+    if not text:
+        return None
+    if not text.isdecimal() or not 0 < int(text) < MAX_COUNT:
+        raise ValueError(f"{name} is {text!r}; it must be a whole number from 1 to {MAX_COUNT - 1}")
+    return int(text)
 
 
 def _positive(env: Mapping[str, str], name: str, default: float) -> float:

@@ -16,6 +16,14 @@ from ark_dist.core.graph import (
 from ark_dist.core.op import OPS, Op
 from ark_dist.core.shape import MAX_DIMS, MAX_ELEMENTS, boxes_overlap
 
+# Attributes of other annotations are checked by their operators.
+ATTRIBUTE_TYPES: dict[str, tuple[type, ...]] = {
+    "bool": (bool,),
+    "int": (int,),
+    "float": (float, int),
+    "str": (str,),
+}
+
 
 def verify_graph(graph: Graph) -> None:
     """Raise PlanError naming the first rule the graph breaks, and where."""
@@ -94,6 +102,10 @@ def _node_problems(buffers: tuple[Buffer, ...], node: Node) -> Iterator[str]:
         if problem:
             yield problem
             return
+    arguments = list(_argument_problems(op, node))
+    if arguments:
+        yield from arguments
+        return
     try:
         spec = op.infer(node.input_specs, node.attributes)
     except Exception as error:  # attributes of a plan file may be anything
@@ -108,6 +120,26 @@ def _node_problems(buffers: tuple[Buffer, ...], node: Node) -> Iterator[str]:
     if any(n > 1 and s == 0 for n, s in zip(node.output.shape, node.output.strides, strict=True)):
         yield f"writes a broadcast view of {target.name!r}"
     yield from _alias_problems(buffers, op, node)
+
+
+def _argument_problems(op: Op, node: Node) -> Iterator[str]:
+    """Yield what does not fit the operator's signature; its rules rely on it."""
+    tensors = [a.name for a in op.arguments if a.is_tensor]
+    # An operator of any number of tensors checks them itself.
+    is_open = any("Sequence[Tensor]" in a.annotation for a in op.arguments)
+    if len(node.inputs) != len(tensors) and not is_open:
+        yield f"it has {len(node.inputs)} inputs; {op.name} takes {len(tensors)}"
+    wanted = {a.name: a.annotation for a in op.arguments if not a.is_tensor}
+    if op.effect == "command":
+        wanted["name"] = "str"
+    names = [name for name, _ in node.attrs]
+    if names != sorted(wanted):
+        yield f"its attributes are {names}; {op.name} takes {sorted(wanted)}"
+        return
+    for name, value in node.attrs:
+        types = ATTRIBUTE_TYPES.get(wanted[name])
+        if types is not None and type(value) not in types:
+            yield f"attribute {name!r} is {value!r}; it must be {wanted[name]}"
 
 
 def _alias_problems(buffers: tuple[Buffer, ...], op: Op, node: Node) -> Iterator[str]:

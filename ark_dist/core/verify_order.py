@@ -75,7 +75,7 @@ def data_problems(
         found = _unordered(pair, clocks, corners)
         if found is not None:
             first, second = found
-            when = "the next turn's" if pair.turn else "and"
+            when = "and the next turn's" if pair.turn else "and"
             yield (
                 f"tasks {first} {when} {second} touch the same part of "
                 f"{buffers[pair.buffer].name!r}, but {second} does not come after {first}"

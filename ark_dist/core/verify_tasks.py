@@ -290,7 +290,9 @@ class _Footprint:
                 if view not in self._made:
                     reads.add(self._region(view, part))
                 elif wanted.setdefault(view, part) != part:
-                    raise ValueError(f"the group's nodes use different parts of node {node.id}")
+                    raise ValueError(
+                        f"node {node.id} needs another part of a result than its group makes"
+                    )
         return reads, self._region(self._output, box)
 
     def _region(self, view: View, box: Box) -> Region:

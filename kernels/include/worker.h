@@ -78,7 +78,7 @@ ARK_COLD void ark_wake(uint32_t* word) {
   syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1 << 30, nullptr, nullptr, 0);
 }
 
-// Wake everyone who may sleep: workers, and the host in ark_wait_completed.
+// Wake everyone who may sleep: workers, and the host in ark_kernel_wait.
 ARK_COLD void ark_wake_all(const ark_config& config) {
   ark_control* control = ark_table<ark_control>(config.control);
   __atomic_fetch_add(&control->completed_signal, 1, __ATOMIC_SEQ_CST);
@@ -345,8 +345,9 @@ ARK_COLD void* ark_work(void* argument) {
   const ark_mailbox& mailbox = ark_table<ark_mailbox>(config.mailboxes)[start.index];
   for (uint64_t taken = 0; ark_next(worker, taken); ++taken)
     if (!ark_run(worker, method_turns, mailbox.ring[taken % ARK_COMMAND_RING])) break;
-  ark_note(worker.status->phase, ARK_EXITED);
   ark_control& control = *ark_table<ark_control>(config.control);
+  // A kernel that was aborted is asked afterwards what its workers were doing.
+  if (ark_relaxed(control.abort) == ARK_RUNNING) ark_note(worker.status->phase, ARK_EXITED);
   __atomic_fetch_add(&control.exited, 1, __ATOMIC_ACQ_REL);
   return nullptr;
 }

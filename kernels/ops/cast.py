@@ -29,8 +29,9 @@ def _reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
     if dtype.kind == "bool":
         return np.asarray(value != 0)
     if dtype.is_float:
-        # Two roundings would differ from one: round from float64 straight to the dtype.
-        return np.asarray(value.astype(np.float64).astype(dtype.numpy))
+        # Straight from float64, which holds every dtype; what is too large becomes infinite.
+        with np.errstate(over="ignore"):
+            return np.asarray(value.astype(np.float64).astype(dtype.numpy))
     if np.issubdtype(value.dtype, np.floating):
         whole = np.nan_to_num(np.trunc(value.astype(np.float64)), nan=0.0)
         return np.asarray(np.clip(whole, *dtype.limits).astype(dtype.numpy))

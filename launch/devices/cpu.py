@@ -31,6 +31,8 @@ IDLE_SPIN_NS = 50_000
 TRACE_ROWS = 1 << 16
 # How long a stopped kernel may take to leave its loops.
 EXIT_S = 10.0
+# Nanoseconds of a longer limit do not fit 63 bits together with the clock.
+MAX_TIMEOUT_S = 1e9
 NEVER = 1 << 62
 
 _COMMAND = struct.Struct(f"<QqqIIQ{abi.MAX_SCALARS}Q")
@@ -83,8 +85,9 @@ class CpuDevice:
         self._arenas: Arenas | None = None
         self._sequence = 0
         self._collected = 0
-        self._results: list[int] = []
-        self._end: weakref.finalize[[ctypes.CDLL, Blocks, Arenas], CpuDevice] | None = None
+        # Iterations done by each collected command, by its sequence number.
+        self._results: dict[int, int] = {}
+        self._end: weakref.finalize[[int, ctypes.CDLL, Blocks, Arenas], CpuDevice] | None = None
 
     def compile(self, on_compile: Callable[[Path], None]) -> None:
         """Emit the source, compile it or take it from the cache, and load it."""
@@ -103,24 +106,29 @@ class CpuDevice:
     def start(self, arenas: Arenas) -> None:
         """Start the workers on this memory; they sleep until a command comes."""
         assert self._tables is not None and self._library is not None
+        if self._blocks is not None:
+            # A worker was stuck when the kernel before ended: it may have come free since.
+            self.stop()
         self._blocks = _make_blocks(
             self.plan, self._tables, arenas, self._settings, self._trace_rows
         )
         self._arenas = arenas
         self._sequence = self._collected = 0
-        self._results = []
+        self._results = {}
         self._commands = self._blocks.commands.view(np.uint8).data
         self._address = self._blocks.config.ctypes.data
         self._clock_start = self._clocks()
         error = self._library.ark_kernel_start(self._address)
         if error:
-            self._blocks = None
+            self._blocks = self._arenas = None
             raise ArkError(
                 f"the kernel could not start {self.plan.target.worker_count} threads: "
                 f"{os.strerror(error)}; use fewer workers"
             )
         # Keeps the memory the workers use, and ends them with this object or the process.
-        self._end = weakref.finalize(self, _end_kernel, self._library, self._blocks, arenas)
+        self._end = weakref.finalize(
+            self, _end_kernel, os.getpid(), self._library, self._blocks, arenas
+        )
 
     def post(self, command: Command) -> None:
         """Put the command into the ring and wake the workers it needs."""
@@ -148,22 +156,24 @@ class CpuDevice:
         if participants:
             self._library.ark_kernel_post(self._address, sequence)
         else:
-            self._skip(sequence, command.iterations)
+            self._skip(sequence, command)
 
     def wait(self, timeout_s: float) -> list[int]:
         """Sleep until all commands are done."""
         self._await(self._sequence, timeout_s)
         while self._collected < self._sequence:
             self._collect(self._collected + 1)
-        results, self._results = self._results, []
-        return results
+        results, self._results = self._results, {}
+        return list(results.values())
 
     def stop(self) -> None:
-        """Let the workers finish and leave; a kernel that failed has nothing to finish."""
+        """Let the workers leave and the memory go; commands that are not done are dropped."""
         if self._blocks is None:
             return
         assert self._library is not None
-        if not self._library.ark_kernel_stop(self._address, int(EXIT_S * 1e9)):
+        if int(self._blocks.control["completed"][0]) < self._sequence:
+            self._library.ark_kernel_abort(self._address)
+        if not _leaves(self._library, self._address):
             # The stuck thread may still use the memory: the finalizer keeps it.
             raise StallError(
                 f"rank {self.plan.rank}: a worker did not leave its task within {EXIT_S:.0f} s; "
@@ -173,7 +183,7 @@ class CpuDevice:
         self._end.detach()
         if self._settings.trace_path is not None:
             add_to_trace_file(self._settings.trace_path, self.plan, self._trace(self._blocks))
-        self._blocks = None
+        self._blocks = self._arenas = None
 
     def _clocks(self) -> tuple[int, int]:
         """The trace clock and the monotonic clock in nanoseconds, read together."""
@@ -223,30 +233,33 @@ class CpuDevice:
         """What ended the kernel; its threads are gone afterwards."""
         assert self._blocks is not None
         blocks = self._blocks
+        stuck = ""
+        try:
+            self.stop()
+        except StallError as error:
+            # What ended the kernel is the cause and comes first.
+            stuck = f"; then {error}"
         reason = int(blocks.control["abort"][0])
-        error: ArkError
         if reason == abi.TASK_FAILED:
-            error = TaskError(failure_text(self.plan, blocks.failure[0]))
-        elif reason == abi.STALLED:
-            error = StallError(
-                stall_text(self.plan, blocks.statuses, limit_s=self._settings.timeout_s)
-            )
-        else:
-            error = ArkError(f"rank {self.plan.rank}: the kernel was aborted")
-        self.stop()
-        return error
+            return TaskError(failure_text(self.plan, blocks.failure[0]) + stuck)
+        if reason == abi.STALLED:
+            limit_s = self._settings.timeout_s
+            return StallError(stall_text(self.plan, blocks.statuses, limit_s=limit_s) + stuck)
+        return ArkError(f"rank {self.plan.rank}: the kernel was aborted{stuck}")
 
     def _collect(self, sequence: int) -> None:
         row = (sequence % abi.COMMAND_RING) * _COMMAND_BYTES
-        self._results.append(_SEQUENCE.unpack_from(self._commands, row + _DONE_OFFSET)[0])
+        self._results[sequence] = _SEQUENCE.unpack_from(self._commands, row + _DONE_OFFSET)[0]
         self._collected = sequence
 
-    def _skip(self, sequence: int, iterations: int) -> None:
+    def _skip(self, sequence: int, command: Command) -> None:
         """Complete a command of a method without tasks, in its turn."""
         assert self._blocks is not None
         self._await(sequence - 1, float("inf"))
         row = (sequence % abi.COMMAND_RING) * _COMMAND_BYTES
-        _SEQUENCE.pack_into(self._commands, row + _DONE_OFFSET, iterations)
+        is_closed = command.epoch < int(self._blocks.control["closed_epoch"][0])
+        done = 0 if is_closed else command.iterations
+        _SEQUENCE.pack_into(self._commands, row + _DONE_OFFSET, done)
         self._blocks.control["completed"][0] = sequence
 
     def _scalars(self, command: Command, method: int) -> tuple[list[int], int]:
@@ -276,10 +289,26 @@ _FUNCTIONS = (
 )
 
 
-def _end_kernel(library: ctypes.CDLL, blocks: Blocks, arenas: Arenas) -> None:
+def _end_kernel(pid: int, library: ctypes.CDLL, blocks: Blocks, arenas: Arenas) -> None:
     """End a kernel that nobody stopped."""
-    library.ark_kernel_abort(blocks.config.ctypes.data)
-    library.ark_kernel_stop(blocks.config.ctypes.data, int(EXIT_S * 1e9))
+    if os.getpid() != pid:
+        # In a fork there are no workers to end.
+        return
+    address = blocks.config.ctypes.data
+    library.ark_kernel_abort(address)
+    if not _leaves(library, address):
+        # A stuck worker still uses the memory: never free it.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object((blocks, arenas)))
+
+
+def _leaves(library: ctypes.CDLL, address: int) -> bool:
+    """Ask the workers to leave; whether all did within `EXIT_S`."""
+    deadline = time.monotonic() + EXIT_S
+    # In slices, so that Ctrl-C works.
+    while not library.ark_kernel_stop(address, int(SLICE_S * 1e9)):
+        if time.monotonic() > deadline:
+            return False
+    return True
 
 
 def _lines(record: abi.Record, count: int) -> Memory:
@@ -348,7 +377,7 @@ def _make_blocks(
     config["traces"] = blocks.traces.ctypes.data if trace_rows else 0
     config["trace_rows"] = trace_rows
     config["scratch_elems"] = scratch.shape[1]
-    config["timeout_ns"] = int(settings.timeout_s * 1e9)
+    config["timeout_ns"] = int(min(settings.timeout_s, MAX_TIMEOUT_S) * 1e9)
     config["idle_spin_ns"] = IDLE_SPIN_NS
     config["worker_count"], config["method_count"] = workers, len(plan.methods)
     return blocks
