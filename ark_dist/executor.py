@@ -216,7 +216,10 @@ class Executor:
         self._session.reset_state()
 
     def close(self) -> None:
-        """End the kernel if it runs, and let go of the memory; safe to call twice."""
+        """End the kernel at once, and let go of the memory; safe to call twice.
+
+        Runs under way are dropped; stop() finishes them first.
+        """
         self._session.close()
 
     def __enter__(self) -> Executor:

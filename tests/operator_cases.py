@@ -265,6 +265,7 @@ def random_data(rng: Rng, shape: Shape, dtype: DType, *, is_special: bool, is_wi
             return np.asarray(value).astype(dtype.numpy)
     if dtype.kind == "bool":
         return np.asarray(rng.random(shape) < 0.5)
-    info = np.iinfo(dtype.numpy)
-    low, high = (info.min, info.max) if rng.random() < 0.6 else (max(info.min, -3), 3)
-    return np.asarray(rng.integers(low, high, shape, dtype.numpy, endpoint=True))
+    low, high = dtype.limits
+    if rng.random() < 0.4:
+        low, high = max(low, -3), 3
+    return np.asarray(rng.integers(low, high, shape, np.int64, endpoint=True)).astype(dtype.numpy)

@@ -10,8 +10,10 @@ from ark_dist.core.op import Array, Attrs
 from ark_dist.core.shape import Shape
 
 Floats = npt.NDArray[np.float64]
-Formula = Callable[[tuple[Array, ...], Attrs], Array]
-Bound = Callable[[tuple[Floats, ...], Floats, Attrs], Floats]
+# Integers come as int64 under this name: the formulas read the same.
+Inputs = tuple[Floats, ...]
+Formula = Callable[[Inputs, Attrs], Array]
+Bound = Callable[[Inputs, Floats, Attrs], Floats]
 
 # Spacing of the numbers just above 1.
 EPSILON = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
@@ -36,7 +38,7 @@ def _reduced(value: Array, attrs: Attrs) -> Array:
     return np.expand_dims(value, _axis(attrs)) if attrs["keepdims"] else value
 
 
-def _matmul_operands(inputs: tuple[Array, ...], attrs: Attrs) -> tuple[Array, Array]:
+def _matmul_operands(inputs: Inputs, attrs: Attrs) -> tuple[Floats, Floats]:
     a, b = inputs
     return (
         np.swapaxes(a, -1, -2) if attrs["transpose_input"] else a,
@@ -44,26 +46,26 @@ def _matmul_operands(inputs: tuple[Array, ...], attrs: Attrs) -> tuple[Array, Ar
     )
 
 
-def _matmul(inputs: tuple[Array, ...], attrs: Attrs) -> Array:
+def _matmul(inputs: Inputs, attrs: Attrs) -> Array:
     a, b = _matmul_operands(inputs, attrs)
-    value = np.einsum("...mk,...kn->...mn", a, b)
+    value: Floats = np.einsum("...mk,...kn->...mn", a, b)
     return np.where(value < 0, 0.0, value) if attrs["is_relu"] else value
 
 
-def _layernorm(inputs: tuple[Array, ...], attrs: Attrs) -> Array:
+def _layernorm(inputs: Inputs, attrs: Attrs) -> Array:
     x, axis, eps = inputs[0], _axis(attrs), attrs["eps"]
     assert isinstance(eps, float)
     variance = np.var(x.astype(np.float64), axis=axis, keepdims=True)
     return np.asarray((x - np.mean(x, axis=axis, keepdims=True)) / (variance + eps) ** 0.5)
 
 
-def _softmax(inputs: tuple[Array, ...], attrs: Attrs) -> Array:
+def _softmax(inputs: Inputs, attrs: Attrs) -> Array:
     x, axis = inputs[0].astype(np.float64), _axis(attrs)
     e = np.exp(x - np.max(x, axis=axis, keepdims=True, initial=-np.inf))
     return np.asarray(e / np.sum(e, axis=axis, keepdims=True))
 
 
-def _argmax(inputs: tuple[Array, ...], attrs: Attrs) -> Array:
+def _argmax(inputs: Inputs, attrs: Attrs) -> Array:
     """The first NaN, else the first of the largest: by a plain loop."""
     rows = np.moveaxis(inputs[0], _axis(attrs), -1)
     found = np.zeros(rows.shape[:-1], np.int32)
@@ -77,7 +79,7 @@ def _argmax(inputs: tuple[Array, ...], attrs: Attrs) -> Array:
     return _reduced(found, attrs)
 
 
-def _reduce_max(inputs: tuple[Array, ...], attrs: Attrs) -> Array:
+def _reduce_max(inputs: Inputs, attrs: Attrs) -> Array:
     rows = np.moveaxis(inputs[0], _axis(attrs), 0)
     found = rows[0].copy() if len(rows) else rows.sum(axis=0)
     for row in rows[1:]:
@@ -85,10 +87,10 @@ def _reduce_max(inputs: tuple[Array, ...], attrs: Attrs) -> Array:
     return _reduced(found, attrs)
 
 
-def _cast(inputs: tuple[Array, ...], attrs: Attrs) -> Array:
+def _cast(inputs: Inputs, attrs: Attrs) -> Array:
     value, target = inputs[0], DTYPES[str(attrs["dtype"])]
     if target.kind == "bool":
-        return ~(value == 0)
+        return np.asarray(value != 0)
     if target.is_float:
         return value.astype(np.float64)
     bits = 8 * target.itemsize
@@ -102,13 +104,13 @@ def _cast(inputs: tuple[Array, ...], attrs: Attrs) -> Array:
     return np.array(items, np.int64).reshape(value.shape)
 
 
-def _transpose(inputs: tuple[Array, ...], attrs: Attrs) -> Array:
+def _transpose(inputs: Inputs, attrs: Attrs) -> Array:
     perm = attrs["perm"]
     assert perm is None or isinstance(perm, tuple)
     return np.transpose(inputs[0], perm)
 
 
-def _narrow(inputs: tuple[Array, ...], attrs: Attrs) -> Array:
+def _narrow(inputs: Inputs, attrs: Attrs) -> Array:
     start, length, axis = attrs["start"], attrs["length"], _axis(attrs)
     assert isinstance(start, int) and isinstance(length, int)
     return np.take(inputs[0], range(start, start + length), axis=axis)
@@ -143,30 +145,32 @@ FORMULAS: dict[str, Formula] = {
 }
 
 
-def _sum_bound(x: tuple[Floats, ...], _: Floats, attrs: Attrs) -> Floats:
+def _sum_bound(x: Inputs, _: Floats, attrs: Attrs) -> Floats:
     """Each of n additions rounds a partial sum of at most sum |x|."""
     total = np.abs(x[0]).sum(axis=_axis(attrs))
     return np.asarray(_reduced(total * x[0].shape[_axis(attrs)], attrs), np.float64)
 
 
-def _mean_bound(x: tuple[Floats, ...], want: Floats, attrs: Attrs) -> Floats:
-    return _sum_bound(x, want, attrs) / max(x[0].shape[_axis(attrs)], 1) + np.abs(want)
+def _mean_bound(x: Inputs, want: Floats, attrs: Attrs) -> Floats:
+    bound: Floats = _sum_bound(x, want, attrs) / max(x[0].shape[_axis(attrs)], 1) + np.abs(want)
+    return bound
 
 
-def _matmul_bound(x: tuple[Floats, ...], _: Floats, attrs: Attrs) -> Floats:
+def _matmul_bound(x: Inputs, _: Floats, attrs: Attrs) -> Floats:
     a, b = _matmul_operands((np.abs(x[0]), np.abs(x[1])), attrs)
     return np.asarray(np.matmul(a, b) * (a.shape[-1] + 1), np.float64)
 
 
-def _softmax_bound(x: tuple[Floats, ...], want: Floats, attrs: Attrs) -> Floats:
-    """x - max rounds, exp passes that on relatively; n additions; two multiplications."""
+def _softmax_bound(x: Inputs, want: Floats, attrs: Attrs) -> Floats:
+    """The argument of exp rounds, which exp passes on; then n additions, two products."""
     n = x[0].shape[_axis(attrs)]
     spread = np.abs(x[0] - x[0].max(axis=_axis(attrs), keepdims=True, initial=-np.inf))
     far = np.where(np.isfinite(spread), spread, 0.0).max(initial=0.0)
-    return np.abs(want) * (n + 2 * far + 2 * EXP_ULPS)
+    bound: Floats = np.abs(want) * (n + 2 * far + 2 * EXP_ULPS)
+    return bound
 
 
-def _layernorm_bound(x: tuple[Floats, ...], want: Floats, attrs: Attrs) -> Floats:
+def _layernorm_bound(x: Inputs, want: Floats, attrs: Attrs) -> Floats:
     """The mean is off by n roundings of |x|, the variance by n of its own; both divide by it."""
     axis, eps = _axis(attrs), attrs["eps"]
     assert isinstance(eps, float)
@@ -175,7 +179,8 @@ def _layernorm_bound(x: tuple[Floats, ...], want: Floats, attrs: Attrs) -> Float
     size = np.abs(x[0]).max(axis=axis, keepdims=True, initial=0)
     shift = (n + 1) * size / deviation
     # A shift of the mean changes the variance by its product with the deviations left over.
-    return np.abs(want) * (n + 4 + shift) + shift
+    bound: Floats = np.abs(want) * (n + 4 + shift) + shift
+    return bound
 
 
 # Roundings in fp32 on the way to the result, as a multiple of its epsilon; 1 for one operation.
@@ -188,12 +193,10 @@ BOUNDS: dict[str, Bound] = {
 }
 
 
-def allowed_error(
-    op: str, dtype: str, inputs: tuple[Array, ...], want: Floats, attrs: Attrs
-) -> Floats:
+def allowed_error(op: str, dtype: str, inputs: Inputs, want: Floats, attrs: Attrs) -> Floats:
     """Half a unit of the result's dtype, plus what arithmetic in fp32 may lose before."""
-    bound = BOUNDS.get(op, lambda x, w, a: np.abs(w))
     with np.errstate(all="ignore"):
         floats = tuple(np.asarray(x, np.float64) for x in inputs)
-        lost = EPSILON["fp32"] * bound(floats, want, attrs)
-        return (EPSILON[dtype] / 2) * np.abs(want) + lost + SMALLEST[dtype]
+        lost = BOUNDS[op](floats, want, attrs) if op in BOUNDS else np.abs(want)
+        allowed: Floats = EPSILON["fp32"] * lost + EPSILON[dtype] / 2 * np.abs(want)
+    return np.asarray(allowed + SMALLEST[dtype], np.float64)

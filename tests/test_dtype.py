@@ -55,5 +55,5 @@ def test_the_groups_say_what_arithmetic_a_dtype_has() -> None:
 
 @pytest.mark.parametrize("name", [n for n in NUMBERS if n not in FLOATS])
 def test_limits_are_those_of_numpy(name: str) -> None:
-    info = np.iinfo(DTYPES[name].numpy)
+    info = np.iinfo(DTYPES[name].numpy_name)
     assert tuple(DTYPES[name].limits) == (info.min, info.max)

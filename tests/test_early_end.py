@@ -137,15 +137,21 @@ def test_a_slow_decision_holds_a_fast_worker_back(depth: int) -> None:
 def test_without_its_waits_a_fast_worker_of_a_real_kernel_runs_too_far() -> None:
     loop, plan = lopsided(3, matmul=192)
     session = start(without_early_end_waits(plan), "cpu")
+    seen = set()
     try:
         session.write(loop.inputs["weight"].view, np.eye(192, dtype=np.float32))
         set_stop(session, loop, 7)
-        session.run(64, "forward", {})
-        assert session.wait() == 7
-        # Deterministic enough: one product takes a hundred times as long as the tiny tasks.
-        assert int(session.read(loop.readable["free"].view)[0]) > 7
+        # A busy machine may hold the fast worker back for once.
+        for _ in range(50):
+            session.run(64, "forward", {})
+            assert session.wait() == 7
+            seen.add(int(session.read(loop.readable["free"].view)[0]))
+            if max(seen) > 7:
+                break
+            session.reset_state()
     finally:
         session.close()
+    assert max(seen) > 7, "the test of the slow decision above shows nothing"
 
 
 @pytest.mark.parametrize("workers", [2, 3])

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ from tests.operator_cases import (
     fill_leaf,
     input_dtypes,
 )
-from tests.operator_formulas import FORMULAS, allowed_error
+from tests.operator_formulas import FORMULAS, Inputs, allowed_error
 from tests.plan_models import eager
 
 PAIRS = [(op, dtype) for dtype in DTYPES for op in TESTED if dtype in OPS[op].dtypes]
@@ -40,7 +40,7 @@ ISA_CASES = 9
 Results = dict[tuple[str, str], list[tuple[Case, tuple[Array, ...], Array]]]
 
 
-@lru_cache(maxsize=None)
+@cache
 def build(dtypes: tuple[str, ...], most: int, seed: int) -> tuple[Graph, tuple[Case, ...]]:
     """One graph with the cases of all operators that take these dtypes."""
     builder = GraphBuilder(f"operators_{'_'.join(dtypes)}")
@@ -56,7 +56,7 @@ def build(dtypes: tuple[str, ...], most: int, seed: int) -> tuple[Graph, tuple[C
     return builder.freeze(), tuple(cases)
 
 
-@lru_cache(maxsize=None)
+@cache
 def results(
     dtypes: tuple[str, ...], device: str, workers: int, arch: str, most: int = 99, seed: int = 0
 ) -> Results:
@@ -86,10 +86,10 @@ def results(
     return found
 
 
-def widened(inputs: Sequence[Array]) -> tuple[Array, ...]:
+def widened(inputs: Sequence[Array]) -> Inputs:
     """Floats as float64, integers as int64, so that formulas neither round nor wrap."""
-    wide = {"f": np.float64, "V": np.float64, "i": np.int64, "u": np.int64}
-    return tuple(a.astype(wide.get(a.dtype.kind, a.dtype)) for a in inputs)
+    wide: dict[str, type] = {"f": np.float64, "V": np.float64, "i": np.int64, "u": np.int64}
+    return tuple(a.astype(wide.get(a.dtype.kind, np.bool_)) for a in inputs)
 
 
 def wanted(case: Case, inputs: Sequence[Array]) -> Array:
@@ -110,10 +110,11 @@ def check(case: Case, inputs: Sequence[Array], found: Array, label: str) -> None
         assert np.array_equal(found, want), f"{label}, {case.text}: {found} instead of {want}"
         return
     with np.errstate(all="ignore"):
-        got, rounded = found.astype(np.float64), want.astype(dtype.numpy).astype(np.float64)
-        limit = allowed_error(case.op, dtype.name, widened(inputs), want, case.attrs)
+        exact, rounded = want.astype(np.float64), want.astype(dtype.numpy).astype(np.float64)
+        got = found.astype(np.float64)
+        limit = allowed_error(case.op, dtype.name, widened(inputs), exact, case.attrs)
         same = (got == rounded) | (np.isnan(got) & np.isnan(rounded))
-        close = np.isfinite(rounded) & (np.abs(got - want) <= limit)
+        close = np.isfinite(rounded) & (np.abs(got - exact) <= limit)
     wrong = np.argwhere(~(same | close))
     assert not len(wrong), (
         f"{label}, {case.text}: element {tuple(wrong[0])} is {got[tuple(wrong[0])]!r} instead of "
@@ -133,11 +134,14 @@ def test_the_reference_agrees_with_a_formula_written_separately(op: str, dtype: 
             tiles = tuple(a.astype(np.float64) if a.dtype.kind in "fV" else a for a in inputs)
             value = record.reference(tiles, case.attrs, box)
             assert value.shape == want.shape, case.text
-            is_rounded = op == "cast" and case.output.view.dtype.is_float
-            # Both sides are float64: only the order of at most 257 additions differs.
-            limits = (0.0, 0.0) if value.dtype.kind not in "fV" else (1e-11, 1e-12)
-            if not is_rounded:
-                np.testing.assert_allclose(value, want, *limits, err_msg=case.text)
+            if op == "cast" and case.output.view.dtype.is_float:
+                check(case, inputs, value, "reference")
+            elif value.dtype.kind not in "fV":
+                assert np.array_equal(value, want), case.text
+            else:
+                # Both sides are float64: only the order of at most 257 additions differs.
+                wide = value.astype(np.float64), want.astype(np.float64)
+                np.testing.assert_allclose(*wide, rtol=1e-11, atol=1e-12, err_msg=case.text)
 
 
 @pytest.mark.parametrize(("device", "workers"), DEVICES)

@@ -47,7 +47,6 @@ def test_a_shape_may_be_an_integer_or_any_sequence() -> None:
     assert all(type(size) is int for size in as_shape([np.int64(2), np.int32(3)]))
 
 
-@pytest.mark.xfail(reason="arrays have __index__ too, and are taken for one size")
 def test_a_shape_may_be_an_array() -> None:
     assert as_shape(np.array([2, 3])) == (2, 3)
 
@@ -58,8 +57,12 @@ def test_a_shape_may_be_an_array() -> None:
         ("23", TypeError, "shape is '23'; it must be an integer or a sequence of integers"),
         (None, TypeError, "shape is None; it must be an integer or a sequence of integers"),
         (2.0, TypeError, "shape is 2.0; it must be an integer or a sequence of integers"),
-        ((2, 3.5), TypeError, "shape is (2, 3.5); every size must be an integer"),
-        ((2, None), TypeError, "shape is (2, None); every size must be an integer"),
+        ((2, 3.5), TypeError, "shape is (2, 3.5); it must be an integer or a sequence of integers"),
+        (
+            (2, None),
+            TypeError,
+            "shape is (2, None); it must be an integer or a sequence of integers",
+        ),
         ((2, -1), ValueError, "shape is (2, -1); sizes must be 0 or more"),
         ((1,) * 9, ValueError, "has 9 dimensions; at most 8 work"),
         ((2**30, 2**30), ValueError, "has more than 2**48 elements; cut the tensor"),
@@ -75,7 +78,7 @@ def test_a_shape_that_cannot_be_says_what_is_wrong(
 
 def test_the_largest_shape_is_taken() -> None:
     assert as_shape((2**24, 2**24)) == (2**24, 2**24)
-    assert 2**48 == MAX_ELEMENTS
+    assert MAX_ELEMENTS == 2**48
 
 
 def test_strides_are_those_of_numpy() -> None:
@@ -96,7 +99,7 @@ def test_broadcasting_is_that_of_numpy() -> None:
         try:
             wanted = np.broadcast_shapes(*shapes)
         except ValueError:
-            with pytest.raises(ValueError, match="add: shapes .* do not broadcast"):
+            with pytest.raises(ValueError, match=r"add: shapes .* do not broadcast"):
                 broadcast_shapes("add", *shapes)
         else:
             assert broadcast_shapes("add", *shapes) == wanted, shapes
@@ -139,7 +142,7 @@ def test_boxes_overlap_exactly_where_they_share_an_element() -> None:
             boxes.append(tuple((a, b) for a, b in edges))
         grids = [np.zeros((4,) * ndim, bool) for _ in boxes]
         for grid, box in zip(grids, boxes, strict=True):
-            grid[(*(slice(a, b) for a, b in box), ...)] = True
+            grid[tuple(slice(a, b) for a, b in box)] = True
             assert box_size(box) == grid.sum()
         assert boxes_overlap(*boxes) == bool((grids[0] & grids[1]).any()), boxes
 

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,8 +11,12 @@ import pytest
 from ark_dist.core.builder import GraphBuilder, Value
 from ark_dist.core.errors import LifecycleError, StallError, TaskError
 from ark_dist.core.plan import Plan
+from ark_dist.core.target import Target
+from ark_dist.core.task import Task
 from ark_dist.launch.machine import in_task_order
 from ark_dist.launch.session import Session
+from ark_dist.scheduler.deps import Edges
+from ark_dist.scheduler.order import Queues
 from tests.lifecycle_models import (
     MATMUL,
     NEVER,
@@ -22,6 +27,7 @@ from tests.lifecycle_models import (
     plan_for,
     set_stop,
     start,
+    starving,
 )
 
 LIMIT_S = 0.4
@@ -44,11 +50,11 @@ def with_impossible_wait(plan: Plan) -> tuple[Plan, int]:
 
 
 def with_lost_task(plan: Plan) -> Plan:
-    """Take the last task that others wait for out of its queue."""
+    """Take the last task of worker 1 out of its queue: its clock falls behind every turn."""
     method = plan.methods[0]
-    lost = method.queues[1][-1]
-    queues = (method.queues[0], method.queues[1][:-1], *method.queues[2:])
-    return replace(plan, methods=(replace(method, queues=queues),)) if lost else plan
+    first, second, *others = method.queues
+    queues = (first, second[:-1], *others)
+    return replace(plan, methods=(replace(method, queues=queues),))
 
 
 @pytest.mark.parametrize("counters", ["clock", "group"])
@@ -130,10 +136,12 @@ def test_waiting_for_a_worker_that_computes_is_no_stall_while_it_finishes_tasks(
     last = builder.state((512, 512), "fp32", name="last")
     builder.apply("copy", [value], output=last)
     graph = builder.freeze()
-    plan = plan_for(graph, workers=2, policy=lambda t, e, g: (
-        tuple(x.id for x in t if x.writes[0].buffer != last.view.buffer),
-        tuple(x.id for x in t if x.writes[0].buffer == last.view.buffer),
-    ), counters="group")  # fmt: skip
+
+    def policy(tasks: Sequence[Task], edges: Sequence[Edges], target: Target) -> Queues:
+        is_last = {task.id: task.writes[0].buffer == last.view.buffer for task in tasks}
+        return tuple(tuple(t.id for t in tasks if is_last[t.id] == w) for w in (False, True))
+
+    plan = plan_for(graph, workers=2, policy=policy, counters="group")
     session = start(plan, "cpu", timeout_s=0.05)
     try:
         session.write(weight.view, np.eye(512, dtype=np.float32))
@@ -241,44 +249,60 @@ def test_only_an_error_after_the_last_iteration_is_ignored(
         session.close()
 
 
-@pytest.mark.parametrize("depth", [2, 3])
-def test_an_error_of_a_skipped_turn_does_not_hide_one_of_the_last_turn(depth: int) -> None:
-    """A fast worker fails in the turn that will not count before a slow one fails in the last."""
+def two_failures(depth: int) -> tuple[Plan, Value]:
+    """Worker 1 fails in iteration 6 before slow worker 0 fails in iteration 5 and stops there.
+
+    Worker 0 writes states and outputs alone: shared memory would order the two.
+    """
     builder = GraphBuilder("two_failures")
     apply = builder.apply
-    weight = builder.tensor((256, 256), "fp32", name="weight")
+    weight = builder.tensor((320, 320), "fp32", name="weight")
     count = builder.state((1,), "int32", name="count")
+    before = builder.state((1,), "int32", name="before")
     flag = builder.state((1,), "bool", name="flag")
     table = builder.constant(np.ones((ROWS, 4), np.float32), name="table")
-    product = apply("matmul", [weight, weight], MATMUL)
-    product = apply("matmul", [product, weight], MATMUL)
-    corner = apply("narrow", [product], {"axis": 0, "start": 0, "length": 1})
-    corner = apply("narrow", [corner], {"axis": 1, "start": 0, "length": 1})
-    one = apply("cast", [apply("reshape", [corner], {"shape": (1,)})], {"dtype": "int32"})
 
     def index(bad_at: int) -> Value:
         hit = apply("cast", [apply("equal", [count, bad_at])], {"dtype": "int32"})
         return apply("mul", [hit, -1])
 
-    early = apply("embedding", [index(6), table])
-    builder.keep(apply("copy", [early], name="early"))
-    late = apply("embedding", [apply("mul", [one, index(5)]), table])
-    builder.keep(apply("copy", [late], name="late"))
+    early = apply("embedding", [index(6), table], name="early")
+    apply("reduce_max", [early], {"axis": 1, "keepdims": True})
+    apply("copy", [index(5)], output=before)
     apply("add", [count, 1], output=count)
-    apply("equal", [apply("mul", [one, count]), 6], output=flag)
-    apply("stop_when", [flag])
-    plan = plan_for(builder.freeze(), workers=3, depth=depth)
-    session = start(plan, "cpu")
-    try:
-        for _ in range(20):
-            session.write(weight.view, np.eye(256, dtype=np.float32))
-            session.run(64, "forward", {})
-            with pytest.raises(TaskError, match="iteration 5:"):
-                session.wait()
-            session.reset_state()
-            session.launch()
-    finally:
-        session.close()
+    second = {node.output.buffer for node in builder.freeze().methods[0].nodes}
+    product = apply("matmul", [weight, weight], MATMUL)
+    corner = apply("narrow", [product], {"axis": 0, "start": 0, "length": 1})
+    corner = apply("narrow", [corner], {"axis": 1, "start": 0, "length": 1})
+    one = apply("cast", [apply("reshape", [corner], {"shape": (1,)})], {"dtype": "int32"})
+    late_index = apply("mul", [one, before])
+    late = apply("embedding", [late_index, table], name="late")
+    for value in (product, one, late_index, late):
+        builder.keep(value)
+    apply("stop_when", [apply("equal", [apply("mul", [one, count]), 6], output=flag)])
+
+    def policy(tasks: Sequence[Task], edges: Sequence[Edges], target: Target) -> Queues:
+        owner = {task.id: int(task.writes[0].buffer in second) for task in tasks}
+        return tuple(tuple(t.id for t in tasks if owner[t.id] == w) for w in (0, 1))
+
+    plan = plan_for(builder.freeze(), workers=2, depth=depth, policy=policy, counters="group")
+    return plan, weight
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_an_error_of_a_skipped_turn_does_not_hide_one_of_the_last_turn(
+    device: str, depth: int
+) -> None:
+    plan, weight = two_failures(depth)
+    session = start(plan, device, choose=starving(0))
+    session.write(weight.view, np.eye(320, dtype=np.float32))
+    for _ in range(3):
+        session.run(64, "forward", {})
+        with pytest.raises(TaskError, match=r"'late'.* iteration 5:"):
+            session.wait()
+        session.reset_state()
+        session.launch()
+    session.close()
 
 
 def test_after_a_stall_in_a_lopsided_loop_the_same_session_works_again() -> None:

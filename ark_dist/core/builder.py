@@ -270,6 +270,7 @@ class GraphBuilder:
     def _check_inputs(self, op: Op, inputs: Sequence[Operand]) -> tuple[Spec, ...]:
         """Shape and dtype of each input; a number has the first tensor's dtype."""
         first = next((v for v in inputs if isinstance(v, Value)), None)
+        number = " or a number" if first is not None else ""
         specs = []
         for position, item in enumerate(inputs):
             if isinstance(item, Value):
@@ -281,7 +282,7 @@ class GraphBuilder:
             else:
                 raise TypeError(
                     f"{op.name}: input {position} is {type(item).__name__}; "
-                    "wanted a tensor of this model" + (" or a number" if first is not None else "")
+                    f"wanted a tensor of this model{number}"
                 )
         return tuple(specs)
 

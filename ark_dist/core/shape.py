@@ -17,9 +17,7 @@ class Dims(tuple[int, ...]):
 
     def __new__(cls, *sizes: int | Iterable[int]) -> "Dims":
         """Check and store the sizes; raises as `as_shape` does."""
-        if len(sizes) == 1 and not hasattr(sizes[0], "__index__"):
-            return super().__new__(cls, as_shape(sizes[0]))
-        return super().__new__(cls, as_shape(sizes))
+        return super().__new__(cls, as_shape(sizes[0] if len(sizes) == 1 else sizes))
 
     def __repr__(self) -> str:
         return f"Dims({', '.join(map(str, self))})"
@@ -31,17 +29,12 @@ def as_shape(sizes: object) -> Shape:
     Raises TypeError for sizes that are not integers, and ValueError for negative
     sizes, more than 8 dimensions, or more than 2**48 elements.
     """
-    items: Iterable[object]
-    if hasattr(sizes, "__index__"):
-        items = (sizes,)
-    elif isinstance(sizes, Iterable) and not isinstance(sizes, (str, bytes)):
-        items = sizes
-    else:
-        raise TypeError(f"shape is {sizes!r}; it must be an integer or a sequence of integers")
     try:
-        shape = tuple(operator.index(size) for size in items)  # type: ignore[arg-type]  # checked here
+        shape = _as_integers(sizes)
     except TypeError:
-        raise TypeError(f"shape is {sizes!r}; every size must be an integer") from None
+        raise TypeError(
+            f"shape is {sizes!r}; it must be an integer or a sequence of integers"
+        ) from None
     if any(size < 0 for size in shape):
         raise ValueError(f"shape is {shape}; sizes must be 0 or more")
     if len(shape) > MAX_DIMS:
@@ -49,6 +42,12 @@ def as_shape(sizes: object) -> Shape:
     if prod(max(size, 1) for size in shape) > MAX_ELEMENTS:
         raise ValueError(f"shape {shape} has more than 2**48 elements; cut the tensor")
     return shape
+
+
+def _as_integers(sizes: object) -> Shape:
+    if isinstance(sizes, Iterable) and not isinstance(sizes, (str, bytes)):
+        return tuple(operator.index(size) for size in sizes)
+    return (operator.index(sizes),)  # type: ignore[arg-type]  # raises TypeError itself
 
 
 def row_major_strides(shape: Shape) -> Shape:

@@ -77,8 +77,9 @@ class NumpyDevice:
 
     def _tile(self, view: View, box: Box) -> Array:
         assert self._arenas is not None
-        # The ellipsis keeps a tensor without dimensions an array that can be written.
-        return self._arenas.view(view)[(*[slice(a, b) for a, b in box], ...)]
+        array = self._arenas.view(view)
+        # An empty index would make a number of a tensor without dimensions.
+        return array[tuple(slice(a, b) for a, b in box)] if box else array
 
     def _set_scalar(self, target: View, name: str, iteration: int, command: Command) -> None:
         assert self._arenas is not None
