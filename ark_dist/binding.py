@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from ark_dist.core.builder import GraphBuilder
 from ark_dist.core.errors import LifecycleError
-from ark_dist.core.graph import Buffer, View
+from ark_dist.core.graph import Buffer
 from ark_dist.core.op import Array
+from ark_dist.core.view import View
 from ark_dist.launch.session import Session
 
 if TYPE_CHECKING:

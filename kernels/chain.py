@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ark_dist.core.dtype import DType
-from ark_dist.core.graph import Node, View
+from ark_dist.core.graph import Node
 from ark_dist.core.op import OPS
+from ark_dist.core.view import View
 from ark_dist.kernels.lower import Lowered, Operand, spread_strides
 
 CONTIGUOUS, BROADCAST, STRIDED = "1", "0", "s"

@@ -4,10 +4,11 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ark_dist.core.graph import Node, View
+from ark_dist.core.graph import Node
 from ark_dist.core.op import OPS
 from ark_dist.core.shape import Box, Shape
 from ark_dist.core.task import Group
+from ark_dist.core.view import View
 
 # Frames of the operators that a group is built around; all else is elementwise.
 ANCHORS = ("matmul", "row", "reduce", "gather", "control")

@@ -6,9 +6,10 @@ from math import prod
 import numpy as np
 
 from ark_dist.core.dtype import DType
-from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Spec, Specs, register
+from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, register
 from ark_dist.core.shape import Box, full_box, normalize_axis
 from ark_dist.core.target import Cost, Target
+from ark_dist.core.view import Spec
 from ark_dist.kernels.rules import (
     LINE_ELEMENTS,
     check_dtypes,

@@ -7,9 +7,10 @@ from math import prod
 import numpy as np
 
 from ark_dist.core.dtype import BOOL, DType
-from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Spec, Specs, register
+from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, register
 from ark_dist.core.shape import Box, Shape, box_size, broadcast_shapes, full_box
 from ark_dist.core.target import Cost, Target
+from ark_dist.core.view import Spec
 
 INPUT = Argument("input", "Tensor", "the tensor to work on", None)
 OTHER = Argument("other", "Operand", "the second tensor, or a number", None)

@@ -8,9 +8,9 @@ import numpy.typing as npt
 
 from ark_dist.core.builder import as_array
 from ark_dist.core.errors import MemoryLimitError
-from ark_dist.core.graph import Region, View
 from ark_dist.core.op import Array
 from ark_dist.core.plan import ARENAS, Plan
+from ark_dist.core.view import Region, View
 
 HUGE_PAGE_BYTES = 2 * 1024 * 1024
 # All bits set: NaN in every float, and absurd as an index.

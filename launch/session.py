@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ark_dist.core.errors import ArkError, LifecycleError
-from ark_dist.core.graph import View
 from ark_dist.core.op import Array
 from ark_dist.core.plan import Plan
+from ark_dist.core.view import View
 from ark_dist.launch.devices.base import Device
 from ark_dist.launch.machine import Command, Scalars
 from ark_dist.launch.memory import Arenas, allocate, reset_state

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ark_dist.core.graph import EFFECT_KINDS, Buffer, Node, View
+from ark_dist.core.graph import EFFECT_KINDS, Buffer, Node
 from ark_dist.core.op import OPS
 from ark_dist.core.task import Group
+from ark_dist.core.view import View
 
 MAX_GROUP_NODES = 16
 # Generated functions address at most this many views of one group.

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from math import prod
 
-from ark_dist.core.graph import Buffer, Node, Region, View
+from ark_dist.core.graph import Buffer, Node
 from ark_dist.core.op import OPS
 from ark_dist.core.shape import Box, box_size
 from ark_dist.core.target import Cost, Target
 from ark_dist.core.task import Group, Task
+from ark_dist.core.view import Region, View
 from ark_dist.scheduler.fuse import frame
 
 

@@ -9,9 +9,10 @@ import numpy as np
 
 import ark_dist.kernels.ops  # noqa: F401  # registers the operators
 from ark_dist.core.builder import GraphBuilder, Value, as_array
-from ark_dist.core.graph import Graph, View
+from ark_dist.core.graph import Graph
 from ark_dist.core.op import OPS, Array, AttrValue
 from ark_dist.core.shape import full_box
+from ark_dist.core.view import View
 
 MATMUL: dict[str, AttrValue] = {
     "transpose_input": False,

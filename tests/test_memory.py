@@ -70,9 +70,7 @@ class Transformer:
 
     def split(self, x: Value) -> Value:
         shape = (self.length, self.heads, self.width // self.heads)
-        return self.apply(
-            "transpose", [self.apply("reshape", [x], shape=shape)], perm=(1, 0, 2)
-        )
+        return self.apply("transpose", [self.apply("reshape", [x], shape=shape)], perm=(1, 0, 2))
 
     def feed_forward(self, x: Value, hidden: int) -> Value:
         return self.linear(self.linear(self.norm(x), hidden, is_relu=True), self.width)
@@ -155,9 +153,7 @@ def test_methods_share_states_and_lie_over_each_other_with_activations() -> None
         model = random_model(seed, methods=2)
         plan = make_plan(model.graph, cpu_target(2))
         alone = [
-            make_plan(
-                Graph(model.graph.name, model.graph.buffers, (method,)), cpu_target(2)
-            )
+            make_plan(Graph(model.graph.name, model.graph.buffers, (method,)), cpu_target(2))
             for method in model.graph.methods
         ]
         assert activation_bytes(plan) == max(activation_bytes(p) for p in alone)

@@ -9,10 +9,11 @@ import numpy.typing as npt
 
 import ark_dist.kernels.ops  # noqa: F401  # registers the operators
 from ark_dist.core.dtype import DTYPES
-from ark_dist.core.graph import Buffer, View
+from ark_dist.core.graph import Buffer
 from ark_dist.core.op import OPS, AttrValue
 from ark_dist.core.region import buffer_box
 from ark_dist.core.shape import Box, box_size, row_major_strides
+from ark_dist.core.view import View
 
 Numbers = npt.NDArray[np.int64]
 SEEN: dict[str, Callable[[Numbers, tuple[int, ...]], Numbers]] = {

@@ -52,9 +52,7 @@ def test_tiles_computed_one_by_one_give_the_whole(op: str) -> None:
         builder = GraphBuilder()
         case = add_case(builder, record, record.dtypes[0], number, rng)
         node = builder.freeze().methods[0].nodes[-1]
-        inputs = [
-            look(fill_leaf(case, i, rng)) for i, look in enumerate(case.looks)
-        ]
+        inputs = [look(fill_leaf(case, i, rng)) for i, look in enumerate(case.looks)]
         wide = [a.astype(np.float64) if DTYPES[v.dtype.name].is_float else a
                 for a, v in zip(inputs, node.inputs, strict=True)]  # fmt: skip
         box = full_box(node.output.shape)
@@ -90,7 +88,9 @@ def test_costs_of_tiles_add_up_to_the_cost_of_the_whole(op: str) -> None:
         parts = [record.cost(specs, out, attrs, box) for box in boxes]
         assert all(p.bytes >= 0 and p.ops >= 0 for p in parts)
         # Shares are rounded down, one unit a tile.
-        assert abs(sum(p.ops for p in parts) - whole.ops) <= 8 * len(parts) + whole.ops * (not parts)
+        assert abs(sum(p.ops for p in parts) - whole.ops) <= 8 * len(parts) + whole.ops * (
+            not parts
+        )
 
 
 def test_a_large_operator_is_cut_for_every_worker_and_a_small_one_is_not() -> None:

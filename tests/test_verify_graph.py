@@ -7,8 +7,9 @@ import pytest
 
 from ark_dist.core.dtype import FP16, FP32, DType
 from ark_dist.core.errors import PlanError
-from ark_dist.core.graph import Buffer, Graph, Node, View
+from ark_dist.core.graph import Buffer, Graph, Node
 from ark_dist.core.verify_graph import verify_graph
+from ark_dist.core.view import View
 from tests.plan_models import RandomGraph, addition, loop, mlp, two_methods
 
 Break = Callable[[Graph], Graph]

@@ -9,10 +9,10 @@ import pytest
 
 from ark_dist.core.builder import GraphBuilder
 from ark_dist.core.errors import PlanError
-from ark_dist.core.graph import Region
 from ark_dist.core.plan import Place, Plan, Wait
 from ark_dist.core.target import Cost, cpu_target, wide_target
 from ark_dist.core.verify_plan import plan_problems, verify_plan
+from ark_dist.core.view import Region
 from ark_dist.scheduler.plan import PlanOptions, make_plan
 from tests.plan_models import (
     Break,

@@ -6,19 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ark_dist.core.dtype import DType, DTypeLike, as_dtype
-from ark_dist.core.graph import (
-    WRITABLE_KINDS,
-    Buffer,
-    Graph,
-    GraphMethod,
-    Node,
-    View,
-    freeze_attrs,
-)
+from ark_dist.core.graph import WRITABLE_KINDS, Buffer, Graph, GraphMethod, Node, freeze_attrs
 from ark_dist.core.layout import P
 from ark_dist.core.names import Names, checked_name
-from ark_dist.core.op import Array, AttrValue, Op, Spec, find_op
+from ark_dist.core.op import Array, AttrValue, Op, find_op
 from ark_dist.core.shape import as_shape, boxes_overlap, broadcast_shapes, row_major_strides
+from ark_dist.core.view import Spec, View
 
 DEFAULT_METHOD = "forward"
 

@@ -7,9 +7,9 @@ from math import prod
 
 from ark_dist.core.dtype import DType
 from ark_dist.core.layout import P
-from ark_dist.core.op import Attrs, AttrValue, Spec
-from ark_dist.core.region import buffer_box
-from ark_dist.core.shape import Box, Shape, full_box, row_major_strides
+from ark_dist.core.op import Attrs, AttrValue
+from ark_dist.core.shape import Shape
+from ark_dist.core.view import Spec, View
 
 # weight, constant: read-only · state: lives across iterations · input, output: the host's
 # side · activation: lives within one iteration.
@@ -50,47 +50,6 @@ class Buffer:
     def size_bytes(self) -> int:
         """Bytes of all slots."""
         return prod(self.shape) * self.dtype.itemsize * self.slots
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A strided window on a buffer; offset and strides count elements, strides are >= 0."""
-
-    buffer: int
-    dtype: DType
-    offset: int
-    shape: Shape
-    strides: Shape
-
-    @property
-    def spec(self) -> Spec:
-        """Shape and dtype."""
-        return Spec(self.shape, self.dtype)
-
-    @property
-    def is_contiguous(self) -> bool:
-        """Whether its elements follow one another in row-major order."""
-        expected = row_major_strides(self.shape)
-        return all(
-            size == 1 or a == b
-            for size, a, b in zip(self.shape, self.strides, expected, strict=True)
-        )
-
-    def region(self, box: Box, buffer_shape: Shape) -> "Region":
-        """The part of the buffer that `box` of this view touches."""
-        return Region(self.buffer, buffer_box(self.offset, self.strides, box, buffer_shape))
-
-    def whole(self, buffer_shape: Shape) -> "Region":
-        """The part of the buffer that the whole view touches."""
-        return self.region(full_box(self.shape), buffer_shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A box of a buffer, in the buffer's own coordinates."""
-
-    buffer: int
-    box: Box
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,31 +3,17 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from ark_dist.core.dtype import DType
-from ark_dist.core.shape import Box, Shape
+from ark_dist.core.shape import Box
 from ark_dist.core.target import Cost, Target
-
-if TYPE_CHECKING:
-    from ark_dist.core.graph import View
+from ark_dist.core.view import Spec, View
 
 AttrValue = int | float | bool | str | None | tuple[int, ...]
 Attrs = Mapping[str, AttrValue]
 Array = npt.NDArray[np.generic]
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """Shape and dtype of a tensor, all that shape rules may look at."""
-
-    shape: Shape
-    dtype: DType
-
-
 Specs = tuple[Spec, ...]
 
 
@@ -103,7 +89,7 @@ class Op:
     arguments: tuple[Argument, ...]
     dtypes: tuple[str, ...]
     infer: Callable[[Specs, Attrs], Spec]
-    view: "Callable[[View, Attrs], View | None] | None"
+    view: Callable[[View, Attrs], View | None] | None
     in_boxes: Callable[[Specs, Spec, Attrs, Box], tuple[Box, ...]]
     reference: Callable[[tuple[Array, ...], Attrs, Box], Array]
     tiles: Callable[[Specs, Spec, Attrs, Target], tuple[Box, ...]]

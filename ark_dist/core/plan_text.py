@@ -1,8 +1,9 @@
 """Print a plan as text that people read and golden tests compare."""
 
-from ark_dist.core.graph import Region, describe_node, quoted
+from ark_dist.core.graph import describe_node, quoted
 from ark_dist.core.plan import ARENAS, Method, Plan, Wait
 from ark_dist.core.shape import Box
+from ark_dist.core.view import Region
 
 
 def plan_text(plan: Plan) -> str:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgpack
 
 from ark_dist.core.errors import PlanError, PlanFormatError
-from ark_dist.core.graph import Buffer, Node, Region, View
+from ark_dist.core.graph import Buffer, Node
 from ark_dist.core.op import AttrValue
 from ark_dist.core.packed import Limits, Table, column, ragged, unpack
 from ark_dist.core.plan import PLAN_VERSION, Counter, Method, Plan, Wait
@@ -19,6 +19,7 @@ from ark_dist.core.shape import Box
 from ark_dist.core.task import Group, Task
 from ark_dist.core.typed import type_problem
 from ark_dist.core.verify_plan import verify_plan
+from ark_dist.core.view import Region, View
 
 _T = TypeVar("_T")
 

@@ -5,7 +5,7 @@ from typing import TypeVar, cast
 
 from ark_dist.core.dtype import DTYPES, DType
 from ark_dist.core.errors import PlanFormatError
-from ark_dist.core.graph import Buffer, Node, Region, View
+from ark_dist.core.graph import Buffer, Node
 from ark_dist.core.layout import P
 from ark_dist.core.op import AttrValue
 from ark_dist.core.packed import Limits, Reader, described
@@ -13,6 +13,7 @@ from ark_dist.core.plan import Counter, Method, Place, Plan, Wait
 from ark_dist.core.shape import Box
 from ark_dist.core.target import Cost, Target
 from ark_dist.core.task import Group, Task
+from ark_dist.core.view import Region, View
 
 MAX_METHODS = 4096
 

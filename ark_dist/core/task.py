@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from ark_dist.core.graph import Region
 from ark_dist.core.shape import Box
 from ark_dist.core.target import Cost
+from ark_dist.core.view import Region
 
 EFFECTS = ("none", "effect", "stop")
 

@@ -4,17 +4,10 @@ from collections.abc import Iterator
 
 from ark_dist.core.dtype import DTYPES
 from ark_dist.core.errors import PlanError
-from ark_dist.core.graph import (
-    BUFFER_KINDS,
-    WRITABLE_KINDS,
-    Buffer,
-    Graph,
-    GraphMethod,
-    Node,
-    View,
-)
+from ark_dist.core.graph import BUFFER_KINDS, WRITABLE_KINDS, Buffer, Graph, GraphMethod, Node
 from ark_dist.core.op import OPS, Op
 from ark_dist.core.shape import MAX_DIMS, MAX_ELEMENTS, boxes_overlap
+from ark_dist.core.view import View
 
 # Attributes of other annotations are checked by their operators.
 ATTRIBUTE_TYPES: dict[str, tuple[type, ...]] = {

@@ -8,11 +8,12 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from ark_dist.core.graph import EFFECT_KINDS, Buffer, Node, Region, View
+from ark_dist.core.graph import EFFECT_KINDS, Buffer, Node
 from ark_dist.core.op import OPS, Attrs, Op, Specs
 from ark_dist.core.plan import Method, Plan
 from ark_dist.core.shape import Box, Shape, box_size, boxes_overlap
 from ark_dist.core.task import Group, Task
+from ark_dist.core.view import Region, View
 
 # Tiles that form no grid are compared pair by pair: more than this would take too long.
 MAX_IRREGULAR_TILES = 4096

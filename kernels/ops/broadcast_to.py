@@ -1,8 +1,8 @@
 """Repeat a tensor along dimensions of size 1, without copying."""
 
-from ark_dist.core.graph import View
-from ark_dist.core.op import Argument, Attrs, Spec, Specs
+from ark_dist.core.op import Argument, Attrs, Specs
 from ark_dist.core.shape import as_shape, broadcast_shapes
+from ark_dist.core.view import Spec, View
 from ark_dist.kernels.lower import spread_strides
 from ark_dist.kernels.rules import INPUT, view_op
 

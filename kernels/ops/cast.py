@@ -3,8 +3,9 @@
 import numpy as np
 
 from ark_dist.core.dtype import ALL_DTYPES, DTYPES, DType
-from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Spec, Specs, register
+from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, register
 from ark_dist.core.shape import Box
+from ark_dist.core.view import Spec
 from ark_dist.kernels.rules import INPUT, map_boxes, map_cost, map_tiles
 
 SUMMARY = """Convert a tensor to `dtype`.

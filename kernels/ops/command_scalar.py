@@ -1,9 +1,10 @@
 """Set a scalar state from the command that started the run."""
 
 from ark_dist.core.dtype import ALL_DTYPES, INT32
-from ark_dist.core.op import Array, Attrs, Kernel, Op, Spec, Specs, register
+from ark_dist.core.op import Array, Attrs, Kernel, Op, Specs, register
 from ark_dist.core.shape import Box
 from ark_dist.core.target import Cost, Target
+from ark_dist.core.view import Spec
 
 
 def _infer(specs: Specs, attrs: Attrs) -> Spec:

@@ -3,9 +3,10 @@
 import numpy as np
 
 from ark_dist.core.dtype import ALL_DTYPES
-from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Spec, Specs, register
+from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, register
 from ark_dist.core.shape import Box, box_size
 from ark_dist.core.target import Cost
+from ark_dist.core.view import Spec
 from ark_dist.kernels.rules import map_tiles, share
 
 SUMMARY = """Return weight[input]: row `input[i]` of the table for each index.

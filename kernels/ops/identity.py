@@ -1,7 +1,7 @@
 """Return a tensor as it is, ordered after others."""
 
-from ark_dist.core.graph import View
-from ark_dist.core.op import Argument, Attrs, Spec, Specs
+from ark_dist.core.op import Argument, Attrs, Specs
+from ark_dist.core.view import Spec, View
 from ark_dist.kernels.rules import INPUT, view_op
 
 

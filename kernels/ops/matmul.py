@@ -5,9 +5,10 @@ from math import prod
 import numpy as np
 
 from ark_dist.core.dtype import FLOATS
-from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Spec, Specs, register
+from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, register
 from ark_dist.core.shape import Box, Shape, box_shape, broadcast_shapes, full_box
 from ark_dist.core.target import Cost, Target
+from ark_dist.core.view import Spec
 from ark_dist.kernels.rules import (
     INPUT,
     LINE_ELEMENTS,

@@ -1,8 +1,8 @@
 """Take an interval of one dimension of a tensor."""
 
-from ark_dist.core.graph import View
-from ark_dist.core.op import Argument, Attrs, Spec, Specs
+from ark_dist.core.op import Argument, Attrs, Specs
 from ark_dist.core.shape import normalize_axis
+from ark_dist.core.view import Spec, View
 from ark_dist.kernels.rules import INPUT, int_attr, view_op
 
 

@@ -2,9 +2,9 @@
 
 from math import prod
 
-from ark_dist.core.graph import View
-from ark_dist.core.op import Argument, Attrs, Spec, Specs
+from ark_dist.core.op import Argument, Attrs, Specs
 from ark_dist.core.shape import Shape
+from ark_dist.core.view import Spec, View
 from ark_dist.kernels.rules import INPUT, view_op
 
 

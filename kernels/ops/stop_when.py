@@ -1,8 +1,9 @@
 """End a run early when a flag is set."""
 
-from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Spec, Specs, register
+from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, register
 from ark_dist.core.shape import Box
 from ark_dist.core.target import Cost, Target
+from ark_dist.core.view import Spec
 
 SUMMARY = """End the run after this iteration if `input`, one element of bool or int32, is not 0.
 

@@ -7,10 +7,10 @@ import numpy as np
 
 from ark_dist.core.dtype import DType
 from ark_dist.core.errors import TaskError
-from ark_dist.core.graph import View
 from ark_dist.core.op import OPS, Array
 from ark_dist.core.plan import Method, Plan
 from ark_dist.core.shape import Box
+from ark_dist.core.view import View
 from ark_dist.launch.machine import Chooser, Command, Machine, in_task_order
 from ark_dist.launch.memory import Arenas
 from ark_dist.scheduler.tile import node_boxes
