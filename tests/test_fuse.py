@@ -35,7 +35,7 @@ class Model:
         attrs: dict[str, AttrValue] = {
             "transpose_input": False, "transpose_other": False, "is_relu": False,
         }  # fmt: skip
-        return self.apply("matmul", a, b, **(attrs | changes))
+        return self.builder.apply("matmul", [a, b], attrs | changes)
 
     def norm(self, x: Value, axis: int = -1) -> Value:
         return self.apply("layernorm", x, axis=axis, eps=1e-5)

@@ -31,7 +31,7 @@ HOSTILE = (
     "??/",
     "\r\x0bint injected;",
     "\u2028int injected;",
-    "\u202eטקסט 文字 🦆",
+    "\u202e\u05d8\u05e7 文字 🦆",
     "\ud800",
     "%s%n",
     "n" * 512,
@@ -41,8 +41,10 @@ HOSTILE = (
 
 
 def functions(text: str) -> list[str]:
-    """The task functions' texts, by the order they stand in."""
-    part = text[text.index("// ----- task functions") : text.index("const ark_function ark_functions[] = {")]
+    """Names of the task functions, in the order they stand in."""
+    part = text[
+        text.index("// ----- task functions") : text.index("const ark_function ark_functions[] = {")
+    ]
     return re.findall(r"^void (\w+)\(const ark_call& call\) \{", part, re.MULTILINE)
 
 
@@ -202,7 +204,7 @@ def test_tables_say_what_the_plan_says() -> None:
         count = len(functions(source.text))
         live = tables.tasks[:-1]
         assert set(live["function"].tolist()) == set(range(count))
-        assert (live["params"] < len(tables.params)).all()
+        assert (live["params"] <= len(tables.params)).all()
         assert tables.params.dtype == np.int64
         for row, method in zip(tables.methods, plan.methods, strict=False):
             assert row["has_stop"] == (method.stop_task is not None)

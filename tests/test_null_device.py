@@ -1,5 +1,6 @@
 """The simulator tells plausible times from the cost model, and touches no data."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -59,7 +60,7 @@ def test_random_models_take_the_sum_of_all_tasks_on_one_worker() -> None:
 
 
 @pytest.mark.parametrize("make", [cpu_target, wide_target], ids=["clock", "group"])
-def test_more_workers_are_faster_for_a_wide_graph(make: type[Target]) -> None:
+def test_more_workers_are_faster_for_a_wide_graph(make: Callable[[int], Target]) -> None:
     times = [simulate(make_plan(wide_graph(), make(n))) for n in (1, 2, 4, 8)]
     assert times == sorted(times, reverse=True)
     # Tiles read more bytes than the whole: eight workers are not eight times as fast.

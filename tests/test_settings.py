@@ -68,7 +68,5 @@ def test_a_number_that_is_none_names_its_variable(name: str, value: str) -> None
 
 @pytest.mark.parametrize("value", ["0.5", "1.5", "inf"])
 def test_a_worker_count_must_be_a_whole_number(value: str) -> None:
-    with pytest.raises(
-        ValueError, match=f"^ARK_DIST_WORKERS is '{value}'; it must be a whole"
-    ):
+    with pytest.raises(ValueError, match=f"^ARK_DIST_WORKERS is '{value}'; it must be a whole"):
         read_settings({"ARK_DIST_WORKERS": value})

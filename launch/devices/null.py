@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ark_dist.core.plan import Counter, Method, Plan
+from ark_dist.core.plan import Method, Plan, Wait
 from ark_dist.launch.machine import Command, Machine, in_task_order
 from ark_dist.launch.memory import Arenas
 from ark_dist.scheduler.sync import positions
@@ -17,7 +17,8 @@ class NullDevice:
         self.plan = plan
         self._machine = Machine(plan, self._body, in_task_order)
         self._pending: list[Command] = []
-        self._finish_s: dict[tuple[str, int], float] = {}
+        # By method, task and parity of the turn: waits look back one turn at most.
+        self._finish_s: dict[tuple[str, int, int], float] = {}
         self._free_s = [0.0] * plan.target.worker_count
         self._worker = {m.name: positions(len(m.tasks), m.queues).worker for m in plan.methods}
         self._members: dict[tuple[str, int], list[int]] = {}
@@ -61,17 +62,19 @@ class NullDevice:
         worker = self._worker[method.name][task_id]
         start = self._free_s[worker]
         for wait in method.waits[task_id]:
-            counter = method.counters[wait.counter]
-            if wait.turns_back == 0:
-                start = max(start, self._signalled_s(method, counter, wait.threshold))
+            # A command joins all workers: nothing of it waits for turns before it.
+            if wait.turns_back <= iteration:
+                turn = iteration - wait.turns_back
+                start = max(start, self._signalled_s(method, wait, turn))
         end = start + target.seconds(method.tasks[task_id].cost)
-        self._free_s[worker] = self._finish_s[method.name, task_id] = end
+        self._free_s[worker] = self._finish_s[method.name, task_id, iteration % 2] = end
         return False
 
-    def _signalled_s(self, method: Method, counter: Counter, threshold: int) -> float:
+    def _signalled_s(self, method: Method, wait: Wait, turn: int) -> float:
+        counter = method.counters[wait.counter]
         if counter.kind == "clock":
-            tasks = list(method.queues[counter.owner][threshold - 1 : threshold])
+            tasks = list(method.queues[counter.owner][wait.threshold - 1 : wait.threshold])
         else:
             tasks = self._members[method.name, counter.owner]
-        times = (self._finish_s.get((method.name, task), 0.0) for task in tasks)
+        times = (self._finish_s.get((method.name, task, turn % 2), 0.0) for task in tasks)
         return max(times, default=0.0) + self.plan.target.hop_s
