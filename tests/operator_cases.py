@@ -21,6 +21,13 @@ SIZES = (1, 1, 2, 3, 5, 7, 16, 17, 33, 64, 130)
 FORMS = ("plain", "plain", "transposed", "narrowed", "broadcast", "reshaped")
 TABLE_ROWS = 9
 
+# Where floats leave the ranges of integers, and halves between numbers of a narrower float.
+EDGES = (
+    *(s * 2.0**b * f for b in (7, 8, 31, 32) for s in (-1, 1) for f in (1, 1 - 2.0**-24)),
+    *(127.5, 255.5, -0.5, -128.5, -129.0, 65519.0, 65520.0, 2.0**-25, 2.0**-133),
+    *(1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-11, 1 + 3 * 2.0**-11),
+)
+
 Rng = np.random.Generator
 Shaper = Callable[[Rng, int], tuple[tuple[Shape, ...], dict[str, AttrValue]]]
 
@@ -78,7 +85,8 @@ def _rows(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue
         shape = (0, 5)
         return (shape,), {"axis": -1, "keepdims": True}
     axis = int(rng.integers(-len(shape), len(shape)))
-    return (shape,), {"axis": axis, "keepdims": bool(rng.random() < 0.5)}
+    eps = float(rng.choice([1e-5, 0.5]))
+    return (shape,), {"axis": axis, "keepdims": bool(rng.random() < 0.5), "eps": eps}
 
 
 def _matmul(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
@@ -260,7 +268,10 @@ def random_data(rng: Rng, shape: Shape, dtype: DType, *, is_special: bool, is_wi
             )
         if is_special:
             chosen: Sequence[float] = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0)
-            value = np.where(rng.random(shape) < 0.15, rng.choice(chosen, shape), value)
+            chosen = (*chosen, *EDGES) if is_wide else chosen
+            value = np.where(
+                rng.random(shape) < (0.5 if is_wide else 0.15), rng.choice(chosen, shape), value
+            )
         with np.errstate(over="ignore"):
             return np.asarray(value).astype(dtype.numpy)
     if dtype.kind == "bool":
