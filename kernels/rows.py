@@ -1,7 +1,7 @@
 """Records of operators that work along one dimension: softmax, norms and reductions."""
 
 from collections.abc import Callable
-from math import prod
+from math import inf, prod
 
 import numpy as np
 
@@ -49,6 +49,10 @@ def row_op(
     def infer(specs: Specs, attrs: Attrs) -> Spec:
         check_dtypes(name, dtypes, specs)
         row_axis(name, specs, attrs)
+        for param in params:
+            value = attrs[param]
+            if not isinstance(value, (int, float)) or not 0 <= value < inf:
+                raise ValueError(f"{name}: {param} is {value!r}; it must be a number, 0 or more")
         return specs[0]
 
     def in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...]:

@@ -61,7 +61,7 @@ def cut(size: int, pieces: int, unit: int) -> list[tuple[int, int]]:
 
 def parts_worth(cost: Cost, target: Target) -> int:
     """How many tasks a piece of work is worth on the target, one per worker at most."""
-    grain_s = GRAIN_HOPS * target.hop_s
+    grain_s = max(GRAIN_HOPS * target.hop_s, target.task_s)
     return max(1, min(target.worker_count, int(target.seconds(cost) / grain_s)))
 
 

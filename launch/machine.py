@@ -78,7 +78,7 @@ class Machine:
             if is_done:
                 break
             if not ready:
-                raise StallError(self._stall_text(method, state, workers))
+                raise StallError(self._stall_text(method, state, workers, end))
             self._step(method, state, workers, self.choose(ready), command, first)
         return self._finish(method, state, command, first, end)
 
@@ -168,10 +168,12 @@ class Machine:
         self.closed_epoch = command.epoch
         return done
 
-    def _stall_text(self, method: Method, state: MethodState, workers: Sequence[Worker]) -> str:
+    def _stall_text(
+        self, method: Method, state: MethodState, workers: Sequence[Worker], end: int
+    ) -> str:
         for index, worker in enumerate(workers):
             queue = method.queues[index]
-            if not queue:
+            if not queue or worker.turn >= end:
                 continue
             task = queue[worker.position]
             for wait in method.waits[task]:

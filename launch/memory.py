@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ark_dist.core.builder import as_array
+from ark_dist.core.data import as_array
 from ark_dist.core.errors import MemoryLimitError
 from ark_dist.core.op import Array
 from ark_dist.core.plan import ARENAS, Plan

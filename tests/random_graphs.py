@@ -8,7 +8,8 @@ from math import prod
 import numpy as np
 
 import ark_dist.kernels.ops  # noqa: F401  # registers the operators
-from ark_dist.core.builder import GraphBuilder, Value, as_array
+from ark_dist.core.builder import GraphBuilder, Value
+from ark_dist.core.data import as_array
 from ark_dist.core.graph import Graph
 from ark_dist.core.op import OPS, Array, AttrValue
 from ark_dist.core.shape import full_box

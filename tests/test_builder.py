@@ -84,7 +84,7 @@ def test_a_fresh_tensor_given_as_output_becomes_one() -> None:
     assert small.apply("relu", [small.x], output=y) is y
     assert small.builder.freeze().buffers[y.view.buffer].kind == "output"
     small.apply("relu", [y])
-    with pytest.raises(ValueError, match="output 'x' is an input that is read elsewhere"):
+    with pytest.raises(ValueError, match="output 'x' is of kind input or in use"):
         small.apply("relu", [y], output=small.x)
 
 

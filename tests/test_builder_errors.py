@@ -89,18 +89,18 @@ ERRORS: list[tuple[type[Exception], str, Call]] = [
     ),
     (
         ValueError,
-        "relu: output 'weight' is an weight that is read elsewhere; write into a state, "
+        "relu: output 'weight' is of kind weight or in use; write into a state, "
         "or into a tensor nobody used yet",
         lambda s: s.apply("relu", [s.x], output=s.weight),
     ),
     (
         ValueError,
-        "relu: output 'x' is an input that is read elsewhere",
+        "relu: output 'x' is of kind input or in use",
         lambda s: s.apply("relu", [s.x], output=s.x),
     ),
     (
         ValueError,
-        "output 'constant' is an constant",
+        "output 'constant' is of kind constant",
         lambda s: s.apply("relu", [s.x], output=s.ones),
     ),
     (
@@ -200,7 +200,7 @@ ERRORS: list[tuple[type[Exception], str, Call]] = [
     ),
     (
         TypeError,
-        "parameter: 'state' is an state, the result of an operator; make a parameter "
+        "parameter: 'state' is of kind state, not an input; make a parameter "
         "from model.tensor(...)",
         lambda s: s.builder.make_parameter(s.state),
     ),

@@ -348,7 +348,7 @@ def test_only_a_whole_input_can_become_a_parameter() -> None:
         ark.Parameter([1])  # type: ignore[arg-type]  # on purpose
     with pytest.raises(TypeError, match="is only a part of its memory"):
         ark.Parameter(model.tensor((2, 2))[0])
-    with pytest.raises(TypeError, match="is an activation, the result of an operator"):
+    with pytest.raises(TypeError, match="is of kind activation, not an input"):
         ark.Parameter(model.tensor(2) + 1)
 
 

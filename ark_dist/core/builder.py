@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ark_dist.core.data import bits_dtype, check_number, converted, default_dtype
 from ark_dist.core.dtype import DType, DTypeLike, as_dtype
 from ark_dist.core.graph import WRITABLE_KINDS, Buffer, Graph, GraphMethod, Node, freeze_attrs
 from ark_dist.core.layout import P
 from ark_dist.core.names import Names, checked_name
-from ark_dist.core.op import Array, AttrValue, Op, find_op
+from ark_dist.core.op import AttrValue, Op, find_op
 from ark_dist.core.shape import as_shape, boxes_overlap, broadcast_shapes, row_major_strides
 from ark_dist.core.view import Spec, View
 
@@ -82,7 +83,7 @@ class GraphBuilder:
         buffer = self._buffers[value.view.buffer]
         if buffer.kind not in ("input", "weight"):
             raise TypeError(
-                f"parameter: {buffer.name!r} is an {buffer.kind}, the result of an operator; "
+                f"parameter: {buffer.name!r} is of kind {buffer.kind}, not an input; "
                 "make a parameter from model.tensor(...)"
             )
         self._buffers[buffer.id] = replace(buffer, kind="weight")
@@ -99,11 +100,11 @@ class GraphBuilder:
         """Add memory that lives across iterations, first filled with `init` (broadcast)."""
         dtype = as_dtype(dtype)
         sizes = as_shape(shape)
-        array = _converted("state", init, dtype)
+        array = converted("state", init, dtype)
         if broadcast_shapes("state", array.shape, sizes) != sizes:
             raise ValueError(f"state: init has shape {array.shape}, wanted {sizes}")
         initial = np.broadcast_to(array, sizes)
-        data = initial.tobytes() if np.any(initial.view(_bits(dtype)) != 0) else None
+        data = initial.tobytes() if np.any(initial.view(bits_dtype(dtype)) != 0) else None
         return self._leaf("state", "state", sizes, dtype, name, shard, data)
 
     def constant(
@@ -118,15 +119,13 @@ class GraphBuilder:
         array = np.asarray(value)
         if dtype is None:
             dtype = (
-                array.dtype
-                if isinstance(value, (np.ndarray, np.generic))
-                else _default_dtype(value)
+                array.dtype if isinstance(value, (np.ndarray, np.generic)) else default_dtype(value)
             )
         dtype = as_dtype(dtype)
         sizes = array.shape if shape is None else as_shape(shape)
         if array.ndim and array.shape != sizes:
             raise ValueError(f"constant: the array has shape {array.shape}, wanted {sizes}")
-        data = np.ascontiguousarray(_converted("constant", value, dtype)).tobytes()
+        data = np.ascontiguousarray(converted("constant", value, dtype)).tobytes()
         if array.ndim:
             return self._leaf("constant", "constant", sizes, dtype, name, None, data)
         key = (data, dtype.name)
@@ -270,7 +269,7 @@ class GraphBuilder:
                 self._check_own(op.name, item)
                 specs.append(item.view.spec)
             elif first is not None and isinstance(item, (bool, int, float, np.number, np.bool_)):
-                _check_number(op.name, item, first.view.dtype)
+                check_number(op.name, item, first.view.dtype)
                 specs.append(Spec((), first.view.dtype))
             else:
                 raise TypeError(
@@ -312,7 +311,7 @@ class GraphBuilder:
         ) or any(isinstance(v, Value) and v.view.buffer == buffer.id for v in inputs)
         if buffer.kind not in WRITABLE_KINDS and (buffer.kind != "input" or used):
             raise ValueError(
-                f"{op_name}: output {buffer.name!r} is an {buffer.kind} that is read elsewhere; "
+                f"{op_name}: output {buffer.name!r} is of kind {buffer.kind} or in use; "
                 "write into a state, or into a tensor nobody used yet"
             )
         if any(
@@ -418,51 +417,8 @@ def whole_view(buffer: Buffer) -> View:
     return View(buffer.id, buffer.dtype, 0, buffer.shape, row_major_strides(buffer.shape))
 
 
-def _check_number(op_name: str, item: float | np.number | np.bool_, dtype: DType) -> None:
-    """Raise unless a number among the inputs has a value in the tensor's dtype."""
-    if not dtype.is_integer:
-        _converted(op_name, item, dtype)
-        return
-    if isinstance(item, (float, np.floating)) and not float(item).is_integer():
-        raise TypeError(
-            f"{op_name}: {item!r} does not fit a tensor of {dtype}; cast the tensor first"
-        )
-    low, high = dtype.limits
-    if not low <= int(item) <= high:
-        raise ValueError(f"{op_name}: {item!r} is out of the range of {dtype}")
-
-
 def _check_result(op_name: str, spec: Spec) -> None:
     try:
         as_shape(spec.shape)
     except ValueError as error:
         raise ValueError(f"{op_name}: the result's {error}") from None
-
-
-def _converted(what: str, value: object, dtype: DType) -> Array:
-    """Return numbers as an array of the dtype; integers must keep their value."""
-    array = np.asarray(value)
-    try:
-        # Floats round, and may become infinite; what integers may not do is checked below.
-        with np.errstate(all="ignore"):
-            result = array.astype(dtype.numpy)
-    except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"{what}: {repr(value)[:60]} can't be stored as {dtype}") from None
-    if dtype.kind in ("int", "uint", "byte") and not np.array_equal(result, array):
-        raise ValueError(f"{what}: {repr(value)[:60]} does not fit {dtype}; take a wider dtype")
-    return result
-
-
-def _default_dtype(value: object) -> str:
-    if isinstance(value, bool):
-        return "bool"
-    return "int32" if isinstance(value, int) else "fp32"
-
-
-def _bits(dtype: DType) -> np.dtype[np.generic]:
-    return np.dtype(f"u{dtype.itemsize}")
-
-
-def as_array(data: bytes, dtype: DType, shape: tuple[int, ...]) -> Array:
-    """Read the initial bytes of a buffer as an array."""
-    return np.frombuffer(data, dtype.numpy).reshape(shape)
