@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ark_dist.tensors import Tensor
 
 READABLE = ("input", "output", "state", "weight", "constant")
-WRITABLE = ("input", "output", "state", "weight")
+WRITABLE = ("input", "state", "weight")
 MAX_LISTED = 20
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 
+from ark_dist.core.abi import MAX_WORKERS
 from ark_dist.core.errors import DeviceNotFoundError
 from ark_dist.core.graph import Graph
 from ark_dist.core.plan import Plan
@@ -72,6 +73,8 @@ def open_session(
 ) -> Session:
     """Plan the graph for a device and return the session that will run it."""
     device = find_device(device, settings)
+    if worker_count is not None and not 1 <= worker_count <= MAX_WORKERS:
+        raise ValueError(f"workers is {worker_count}; it must be 1 to {MAX_WORKERS}")
     plan = make_plan(graph, target_for(device, settings, worker_count), options)
     return Session(
         plan, DEVICES[device](plan, settings), SessionOptions(timeout_s=settings.timeout_s)

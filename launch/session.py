@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ark_dist.core.data import converted
 from ark_dist.core.errors import ArkError, LifecycleError
 from ark_dist.core.op import Array
 from ark_dist.core.plan import Plan
@@ -173,6 +174,9 @@ class Session:
             # After a fork the kernel's threads are the parent's alone.
             self._state, self._arenas = "closed", None
             return
+        if self._state == "running":
+            # Before taking the lock: another thread may hold it in wait().
+            self._device.abort()
         with self._lock:
             try:
                 if self._state in ("launched", "running", "failed"):
@@ -223,10 +227,6 @@ class Session:
                 )
             if not isinstance(value, (bool, int, float, np.number, np.bool_)):
                 raise TypeError(f"run: scalar {name!r} is {value!r}; it must be a number")
-            item = np.asarray(value).astype(known[name].dtype.numpy)
-            if item.item() != value:
-                raise ValueError(
-                    f"run: scalar {name!r} is {value!r}, which does not fit {known[name].dtype}"
-                )
+            item = converted(f"run: scalar {name!r}", value, known[name].dtype)
             checked.append((name, item.item()))
         return tuple(checked)

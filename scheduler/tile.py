@@ -65,7 +65,7 @@ def _task(
         op = OPS[node.op]
         ops += op.cost(node.input_specs, node.output.spec, node.attributes, out_box).ops
         for view, read in zip(node.inputs, boxes, strict=True):
-            if view not in made:
+            if view not in made and box_size(read):
                 reads[view.region(read, buffers[view.buffer].shape)] = None
         for view in node.after:
             reads[view.whole(buffers[view.buffer].shape)] = None

@@ -29,5 +29,8 @@ class Device(Protocol):
         Raises TaskError or StallError; the kernel has ended then.
         """
 
+    def abort(self) -> None:
+        """End what is under way, as soon as the device can; any thread may call it."""
+
     def stop(self) -> None:
         """End the kernel; all commands are done."""

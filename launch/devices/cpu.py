@@ -166,6 +166,12 @@ class CpuDevice:
         results, self._results = self._results, {}
         return list(results.values())
 
+    def abort(self) -> None:
+        """End the kernel at once; a wait() in another thread raises then."""
+        blocks = self._blocks
+        if blocks is not None and self._library is not None:
+            self._library.ark_kernel_abort(blocks.config.ctypes.data)
+
     def stop(self) -> None:
         """Let the workers leave and the memory go; commands that are not done are dropped."""
         if self._blocks is None:

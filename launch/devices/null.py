@@ -53,6 +53,9 @@ class NullDevice:
             self._free_s = [self.simulated_s] * len(self._free_s)
         return results
 
+    def abort(self) -> None:
+        """There is no kernel that runs by itself."""
+
     def stop(self) -> None:
         """Forget what was not run."""
         self._pending = []

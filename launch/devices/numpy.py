@@ -42,6 +42,9 @@ class NumpyDevice:
         pending, self._pending = self._pending, []
         return [self._machine.run(command) for command in pending]
 
+    def abort(self) -> None:
+        """There is no kernel that runs by itself."""
+
     def stop(self) -> None:
         """Let go of the memory."""
         self._arenas = None
