@@ -3,7 +3,6 @@
 from ark_dist.core.graph import describe_node, quoted
 from ark_dist.core.plan import ARENAS, Method, Plan, Wait
 from ark_dist.core.shape import Box
-from ark_dist.core.view import Region
 
 
 def plan_text(plan: Plan) -> str:
@@ -59,8 +58,3 @@ def wait_text(wait: Wait) -> str:
 def box_text(box: Box) -> str:
     """A box as `[0:4,0:8]`."""
     return "[" + ",".join(f"{a}:{b}" for a, b in box) + "]"
-
-
-def region_text(region: Region) -> str:
-    """A region as `%3[0:4]`."""
-    return f"%{region.buffer}{box_text(region.box)}"
