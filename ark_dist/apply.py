@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ark_dist.core.dtype import DTypeLike, as_dtype
-from ark_dist.core.op import AttrValue, find_op
+from ark_dist.core.op import AttrValue, Op, find_op
 
 if TYPE_CHECKING:
     from ark_dist.model import Model
@@ -40,9 +40,45 @@ def apply(
         for a in op.arguments
         if a.name in attributes
     }
-    target = model if model is not None else _model_of(op_name, inputs)
+    given = _given(op, inputs)
+    target = model if model is not None else _model_of(op_name, given)
     assert isinstance(target, Model)
-    return target.apply_op(op_name, inputs, attrs, output=output, name=name, deps=deps)
+    return target.apply_op(op_name, given, attrs, output=output, name=name, deps=deps)
+
+
+def apply_parts(op_name: str, /, input: Tensor, **options: Any) -> list[Tensor]:
+    """Add an operator that gives a list: the views for `part` = 0, 1, ...
+
+    Options and errors are those of `apply`.
+    """
+    from ark_dist.tensors import Tensor
+
+    op = find_op(op_name)
+    assert op.parts is not None, f"{op_name} gives one result"
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{op_name}: found {type(input).__name__}, wanted a tensor")
+    attrs = {
+        a.name: as_attribute(op_name, a.name, a.annotation, options[a.name])
+        for a in op.arguments
+        if a.name in options
+    }
+    count = op.parts((input.value.view.spec,), attrs)
+    return [apply(op_name, input, **options, part=part) for part in range(count)]
+
+
+def _given(op: Op, inputs: Sequence[object]) -> tuple[object, ...]:
+    """The inputs without optional ones left out at the end."""
+    names = [a.name for a in op.arguments if a.is_tensor]
+    required = sum(a.is_tensor and not a.is_optional for a in op.arguments)
+    given = list(inputs)
+    while len(given) > required and given[-1] is None:
+        given.pop()
+    for position in range(required, len(given)):
+        if given[position] is None:
+            raise TypeError(
+                f"{op.name}: {names[position + 1]} is given without {names[position]}; give both"
+            )
+    return tuple(given)
 
 
 def _model_of(op_name: str, inputs: Sequence[object]) -> Model:

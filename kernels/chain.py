@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
 
 from ark_dist.core.dtype import DType
 from ark_dist.core.graph import Node
-from ark_dist.core.op import OPS
+from ark_dist.core.op import OPS, AttrValue
 from ark_dist.core.view import View
 from ark_dist.kernels.lower import Lowered, Operand, spread_strides
 
@@ -104,10 +107,27 @@ def _load(
 def _call(node: Node, inputs: Sequence[str]) -> str:
     kernel = OPS[node.op].kernel
     assert kernel is not None
-    source = compute_type(node.inputs[0].dtype)
+    arguments = ", ".join([*inputs, *literals(node)])
     if kernel.is_conversion:
         target = node.output.dtype
-        text = f"{kernel.function}<{compute_type(target)}, {source}>({', '.join(inputs)})"
+        text = f"{kernel.function}<{compute_type(target)}>({arguments})"
         # The one place in a chain where the user asked for a rounding.
         return f"ark_round<{target.c_name}>({text})" if target.is_float else text
-    return f"{kernel.function}<{source}>({', '.join(inputs)})"
+    return f"{kernel.function}({arguments})"
+
+
+def literals(node: Node) -> list[str]:
+    """The attributes that the node's function takes, as C++."""
+    kernel = OPS[node.op].kernel
+    assert kernel is not None
+    return [_literal(node.attributes[name]) for name in kernel.params]
+
+
+def _literal(value: AttrValue) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return f"int64_t({value})"
+    assert isinstance(value, float), f"no literal for {value!r}"
+    bits = int(np.float32(value).view(np.uint32))
+    return f"ark_from_bits({bits:#010x})" + (f" /* {value!r} */" if isfinite(value) else "")

@@ -12,14 +12,14 @@ from ark_dist.core import abi
 from ark_dist.core.graph import describe_node, quoted
 from ark_dist.core.op import OPS
 from ark_dist.core.plan import ARENAS, Method, Plan
-from ark_dist.core.shape import Box, box_shape
+from ark_dist.core.shape import Box, Shape
 from ark_dist.core.source import Source
 from ark_dist.core.task import Group
-from ark_dist.kernels.frames import Call, offsets, write_call
+from ark_dist.kernels.frames import Call, call_key, offsets, write_call
 from ark_dist.kernels.lower import Lowered, lower
 
 Table = npt.NDArray[np.void]
-BEFORE_OPS = ("base.h", "abi.h", "loop.h", "worker.h", "control.h")
+BEFORE_OPS = ("base.h", "team.h", "abi.h", "loop.h", "tile.h", "worker.h", "control.h")
 AFTER_FUNCTIONS = ("host.h",)
 # ARK_MAX_METHODS in worker.h.
 MAX_METHODS = 64
@@ -143,7 +143,7 @@ def _emit_method(
             waits = _wait_rows(method, task_id, first_counter)
             program.tasks.append(
                 (
-                    *calls[task.group, box_shape(task.box)],
+                    *calls[task.group, call_key(lowered[task.group], task.box)],
                     len(program.operands),
                     program.wait_index(waits),
                     len(waits),
@@ -158,11 +158,11 @@ def _emit_method(
 
 def _emit_calls(
     program: _Program, plan: Plan, method: Method, lowered: Sequence[Lowered], slots: dict[str, int]
-) -> dict[tuple[int, tuple[int, ...]], tuple[int, int]]:
+) -> dict[tuple[int, Box | Shape], tuple[int, int]]:
     """Function and parameters for each group and tile shape, in an order that no queue changes."""
-    calls: dict[tuple[int, tuple[int, ...]], tuple[int, int]] = {}
+    calls: dict[tuple[int, Box | Shape], tuple[int, int]] = {}
     for task in method.tasks:
-        key = (task.group, box_shape(task.box))
+        key = (task.group, call_key(lowered[task.group], task.box))
         if key not in calls:
             group = method.groups[task.group]
             calls[key] = _emit_call(
@@ -209,7 +209,7 @@ def _operand_rows(plan: Plan, lowered: Lowered, box: Box) -> list[tuple[int, int
 
 def _text(plan: Plan, program: _Program) -> str:
     headers = [(name, _header("include", name)) for name in BEFORE_OPS if name != "abi.h"]
-    headers.insert(1, ("abi.h", abi.c_header()))
+    headers.insert(2, ("abi.h", abi.c_header()))
     headers += [(f"{op}.h", _header("ops", f"{op}.h")) for op in _used_ops(plan)]
     functions = "\n\n".join(
         f"{program.comments[body]}\nvoid {name}{body}" for body, name in program.functions.items()

@@ -6,16 +6,23 @@ from dataclasses import dataclass
 from ark_dist.core.graph import Node
 from ark_dist.core.op import OPS
 from ark_dist.core.shape import Box, Shape, box_shape
-from ark_dist.kernels.chain import STRIDED, Pointer, chain_lines, compute_type, stride_kind
+from ark_dist.kernels.chain import (
+    STRIDED,
+    Pointer,
+    chain_lines,
+    compute_type,
+    literals,
+    stride_kind,
+)
 from ark_dist.kernels.lower import (
     Lowered,
     Operand,
     collapse,
     element_offset,
-    float_bits,
     frame_of,
     matrix_strides,
     row_axis,
+    tile_parts,
 )
 
 # Integers that ark_matmul_params reads, before the operands' strides.
@@ -47,8 +54,19 @@ def write_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call
     return writer(lowered, box, scalar_slots)
 
 
+def call_key(lowered: Lowered, box: Box) -> Box | Shape:
+    """What of a tile decides its function and parameters: the shape, or for "tile" all of it."""
+    is_tile = lowered.anchor is not None and frame_of(lowered.anchor) == "tile"
+    return box if is_tile else box_shape(box)
+
+
 def offsets(lowered: Lowered, box: Box) -> tuple[int, ...]:
     """Element offset of each operand for one tile."""
+    if lowered.anchor is not None and frame_of(lowered.anchor) == "tile":
+        return tuple(
+            view.offset + sum(a * s for (a, _), s in zip(part, view.strides, strict=True))
+            for view, part in tile_parts(lowered, box)
+        )
     return tuple(element_offset(operand, box) for operand in lowered.operands)
 
 
@@ -124,21 +142,9 @@ def _map_call(lowered: Lowered, box: Box) -> Call:
     return Call(_function(count, lines), (*outer.params, extent, *inner), 0)
 
 
-def _kernel_params(node: Node) -> list[float]:
-    kernel = OPS[node.op].kernel
-    assert kernel is not None
-    values = []
-    for name in kernel.params:
-        value = node.attributes[name]
-        assert isinstance(value, (int, float))
-        values.append(float(value))
-    return values
-
-
-def _param_arguments(node: Node, first: int) -> str:
-    return "".join(
-        f", ark_float_param(loop.extra[{first + i}])" for i in range(len(_kernel_params(node)))
-    )
+def _arguments(node: Node) -> str:
+    """The attributes that a node's function takes, each after a comma."""
+    return "".join(f", {text}" for text in literals(node))
 
 
 def _row_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
@@ -156,9 +162,9 @@ def _row_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
     lines = ["const int64_t n = loop.extra[0];", "float* row = call.scratch;"]
     lines += _declare(pointers, count - 1, 1)
     lines.append(f"ark_load_row<{c_name}>(row, a0, n, loop.extra[1]);")
-    lines.append(f"{kernel.function}(row, n{_param_arguments(anchor, 1 + count)});")
+    lines.append(f"{kernel.function}(row, n{_arguments(anchor)});")
     lines += _loop(chain_lines(lowered, by_operand, "row[j]", "j"), "n")
-    params = (*nest.params, n, *inner, *map(float_bits, _kernel_params(anchor)))
+    params = (*nest.params, n, *inner)
     return Call(_function(count, lines), params, n)
 
 
@@ -220,7 +226,7 @@ def _matmul_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Ca
     rows = [o.strides[m_dim] for o in lowered.operands]
     columns = [o.strides[n_dim] for o in lowered.operands]
     lines = _matmul_epilogue(lowered, columns, n)
-    prologue_lines, prologue, values = _matmul_prologue(lowered, MATMUL_EXTRAS + 2 * count)
+    prologue_lines, prologue = _matmul_prologue(lowered)
     lines += prologue_lines
     a_type, b_type = a.dtype.c_name, b.dtype.c_name
     lines += [
@@ -228,7 +234,7 @@ def _matmul_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Ca
         f"           loop.at<const {b_type}>(call, 1), ark_matmul_params(loop.extra),",
         f"           {prologue}, epilogue);",
     ]
-    params = (*nest.params, m, n, k, a_m, a_k, b_k, b_n, *rows, *columns, *values)
+    params = (*nest.params, m, n, k, a_m, a_k, b_k, b_n, *rows, *columns)
     return Call(_function(count, lines), params, MATMUL_SCRATCH_ELEMS)
 
 
@@ -253,23 +259,47 @@ def _matmul_epilogue(lowered: Lowered, columns: Sequence[int], n: int) -> list[s
     return [*lines, *(f"  {line}" for line in body), "};"]
 
 
-def _matmul_prologue(lowered: Lowered, first: int) -> tuple[list[str], str, list[int]]:
-    """Lines, the prologue's expression, and the parameters it reads."""
+def _matmul_prologue(lowered: Lowered) -> tuple[list[str], str]:
+    """Lines, and the prologue's expression."""
     norm = lowered.prologue
     if norm is None:
-        return [], "ark_matmul_no_prologue{}", []
+        return [], "ark_matmul_no_prologue{}"
     kernel = OPS[norm.op].kernel
     assert kernel is not None
     lines = [
         "const auto norm = [&](const auto& row, int64_t n) {",
-        f"  return {kernel.function}_prologue(row, n{_param_arguments(norm, first)});",
+        f"  return {kernel.function}_prologue(row, n{_arguments(norm)});",
         "};",
     ]
-    return (
-        lines,
-        "ark_matmul_norm<decltype(norm)>{norm}",
-        [float_bits(v) for v in _kernel_params(norm)],
-    )
+    return lines, "ark_matmul_norm<decltype(norm)>{norm}"
+
+
+def _tile_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
+    """A function that gets each operand as a tile and loops by itself."""
+    anchor = _anchor(lowered)
+    op = OPS[anchor.op]
+    kernel = op.kernel
+    assert kernel is not None
+    parts = tile_parts(lowered, box)
+    lines = ["const ark_team team;"]
+    params: list[int] = []
+    for k, (view, part) in enumerate(parts):
+        const = "" if k == len(parts) - 1 else "const "
+        dims = len(view.shape)
+        lines.append(
+            f"const ark_tile<{const}{view.dtype.c_name}, {dims}> a{k}(call, {k}, {len(params)});"
+        )
+        params += [*(a for a, _ in part), *box_shape(part), *view.strides]
+    names = [f"a{k}" for k in range(len(parts) - 1)]
+    wanted = sum(argument.is_tensor for argument in op.arguments)
+    names += ["ark_absent{}"] * (wanted - len(names))
+    arguments = ", ".join(["team", "call", *names, f"a{len(parts) - 1}", *literals(anchor)])
+    lines.append(f"{kernel.function}({arguments});")
+    scratch = 0
+    if kernel.scratch is not None:
+        scratch = kernel.scratch(anchor.input_specs, anchor.output.spec, anchor.attributes, box)
+    inside = "\n".join(f"  {line}" for line in lines)
+    return Call(f"(const ark_call& call) {{\n{inside}\n}}", tuple(params), scratch)
 
 
 def _control_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
@@ -294,4 +324,5 @@ _FRAMES: dict[str, Callable[[Lowered, Box, dict[str, int]], Call]] = {
     "gather": _gather_call,
     "matmul": _matmul_call,
     "control": _control_call,
+    "tile": _tile_call,
 }

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 def generate(ops: Iterable[Op]) -> str:
     """The text of `ops.py` for these operators."""
-    public = sorted((op for op in ops if op.effect != "command"), key=lambda op: op.name)
+    public = sorted((op for op in ops if op.is_public), key=lambda op: op.name)
     blocks = ["\n".join(["__all__ = [", *(f'    "{op.name}",' for op in public), "]"])]
     blocks += [_function(op) for op in public]
     blocks.append(_tensor_class(public))

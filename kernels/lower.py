@@ -1,6 +1,5 @@
 """Turn one task into a call: which loop nest, over which extents and strides, on which operands."""
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from ark_dist.core.task import Group
 from ark_dist.core.view import View
 
 # Frames of the operators that a group is built around; all else is elementwise.
-ANCHORS = ("matmul", "row", "reduce", "gather", "control")
+ANCHORS = ("matmul", "row", "reduce", "gather", "control", "tile")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,18 @@ def _anchor_operands(anchor: Node, prologue: Node | None) -> list[Operand]:
         strides = inputs[0].strides
         kept = (0,) if len(shape) == len(strides) else ()
         return [Operand(inputs[0], (*strides[:axis], *kept, *strides[axis + 1 :]), False)]
+    if frame == "tile":
+        # What a tile reads is the operator's own affair: `tile_parts` says where it starts.
+        return [Operand(v, (0,) * len(shape), False) for v in inputs]
     return [Operand(v, v.strides, False) for v in inputs]
+
+
+def tile_parts(lowered: Lowered, box: Box) -> list[tuple[View, Box]]:
+    """For a "tile" operator: each input and the part it reads, then the output and its box."""
+    node = lowered.anchor
+    assert node is not None
+    boxes = OPS[node.op].in_boxes(node.input_specs, node.output.spec, node.attributes, box)
+    return [*zip(node.inputs, boxes, strict=True), (node.output, box)]
 
 
 def row_axis(node: Node) -> int:
@@ -176,9 +186,3 @@ def element_offset(operand: Operand, box: Box) -> int:
     """Where a tile of the output starts in an operand, in elements from its buffer's start."""
     starts = (start for start, _ in box)
     return operand.view.offset + sum(a * s for a, s in zip(starts, operand.strides, strict=True))
-
-
-def float_bits(value: float) -> int:
-    """A number as the integer with the same 64 bits."""
-    bits: int = struct.unpack("<q", struct.pack("<d", value))[0]
-    return bits

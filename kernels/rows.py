@@ -87,6 +87,9 @@ def row_op(
             gradient=None,
             effect="none",
             kernel=Kernel("row", f"ark_{name}", params, has_prologue),
+            expand=None,
+            parts=None,
+            is_public=True,
         )
     )
 
@@ -154,6 +157,9 @@ def reduction(
             gradient=None,
             effect="none",
             kernel=Kernel("reduce", f"ark_{name}"),
+            expand=None,
+            parts=None,
+            is_public=True,
         )
     )
 

@@ -138,6 +138,9 @@ def elementwise(
             gradient=None,
             effect="none",
             kernel=Kernel("map", f"ark_{name}"),
+            expand=None,
+            parts=None,
+            is_public=True,
         )
     )
 
@@ -181,5 +184,8 @@ def view_op(
             gradient=None,
             effect="none",
             kernel=None,
+            expand=None,
+            parts=None,
+            is_public=True,
         )
     )

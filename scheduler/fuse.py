@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ark_dist.core.graph import EFFECT_KINDS, Buffer, Node
-from ark_dist.core.op import OPS
+from ark_dist.core.op import OPS, reads_in_place
 from ark_dist.core.task import Group
 from ark_dist.core.view import View
 
@@ -142,9 +142,11 @@ def _aliases_output(members: set[int], last: Node, nodes: Sequence[Node]) -> boo
     Tiles of one group run in any order, so only reading and writing the same element works.
     """
     for n in members:
-        is_pointwise = frame(nodes[n]) == "map"
-        for view in nodes[n].inputs:
-            if view.buffer == last.output.buffer and not (is_pointwise and view == last.output):
+        op = OPS[nodes[n].op]
+        for position, view in enumerate(nodes[n].inputs):
+            if view.buffer == last.output.buffer and not (
+                view == last.output and reads_in_place(op, position)
+            ):
                 return True
     return False
 

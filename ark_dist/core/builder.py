@@ -10,7 +10,7 @@ from ark_dist.core.dtype import DType, DTypeLike, as_dtype
 from ark_dist.core.graph import WRITABLE_KINDS, Buffer, Graph, GraphMethod, Node, freeze_attrs
 from ark_dist.core.layout import P
 from ark_dist.core.names import Names, checked_name
-from ark_dist.core.op import AttrValue, Op, find_op
+from ark_dist.core.op import AttrValue, Op, find_op, reads_in_place
 from ark_dist.core.shape import as_shape, boxes_overlap, broadcast_shapes, row_major_strides
 from ark_dist.core.view import Spec, View
 
@@ -261,6 +261,7 @@ class GraphBuilder:
 
     def _check_inputs(self, op: Op, inputs: Sequence[Operand]) -> tuple[Spec, ...]:
         """Shape and dtype of each input; a number has the first tensor's dtype."""
+        _check_count(op, len(inputs))
         first = next((v for v in inputs if isinstance(v, Value)), None)
         number = " or a number" if first is not None else ""
         specs = []
@@ -357,12 +358,11 @@ class GraphBuilder:
 
     def _would_overwrite_inputs(self, op: Op, views: Sequence[View], target: View) -> bool:
         shape = self._buffers[target.buffer].shape
-        is_map = op.kernel is not None and op.kernel.frame == "map"
         return any(
             view.buffer == target.buffer
-            and not (is_map and view == target)
+            and not (view == target and reads_in_place(op, position))
             and boxes_overlap(view.whole(shape).box, target.whole(shape).box)
-            for view in views
+            for position, view in enumerate(views)
         )
 
     def _append(
@@ -422,3 +422,11 @@ def _check_result(op_name: str, spec: Spec) -> None:
         as_shape(spec.shape)
     except ValueError as error:
         raise ValueError(f"{op_name}: the result's {error}") from None
+
+
+def _check_count(op: Op, count: int) -> None:
+    most = sum(argument.is_tensor for argument in op.arguments)
+    least = most - sum(argument.is_optional for argument in op.arguments)
+    if not least <= count <= most:
+        wanted = str(most) if least == most else f"{least} to {most}"
+        raise TypeError(f"{op.name}: found {count} tensors, wanted {wanted}")

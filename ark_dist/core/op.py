@@ -24,7 +24,8 @@ class Argument:
     Attributes:
         name: its Python name.
         annotation: its Python type, as written; "Tensor" marks an input of the graph,
-            "Operand" an input that may also be a Python number.
+            "Operand" an input that may also be a Python number, "Tensor | None" one that
+            may be left out, together with those after it.
         doc: one line for the docstring.
         default: its default as Python source, or None if it must be given.
     """
@@ -37,7 +38,12 @@ class Argument:
     @property
     def is_tensor(self) -> bool:
         """Whether it is an input of the graph rather than an attribute."""
-        return self.annotation in ("Tensor", "Operand")
+        return self.annotation in ("Tensor", "Operand", "Tensor | None")
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether it is an input of the graph that may be left out."""
+        return self.annotation == "Tensor | None"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +51,17 @@ class Kernel:
     """How generated code computes the operator.
 
     Attributes:
-        frame: the loop nest around it: "map", "row", "reduce", "matmul", "gather" or "control".
+        frame: the loop nest around it: "map", "row", "reduce", "matmul", "gather", "control",
+            or "tile" for a function that loops over its tile itself.
         function: the C++ template that the frame calls, defined in `<op>.h`.
-        params: names of the attributes that the function takes as floats, in order.
+        params: names of the attributes that the function takes, in order, after its tensors;
+            generated code has them as literals.
         has_prologue: whether `<function>_prologue` lets a matmul apply it to its rows.
         is_conversion: whether the function's first template argument is the result's type.
+        is_in_place: whether it may write into its first input: of that, each tile reads
+            nothing but the elements that it writes.
+        scratch: inputs, output spec, attributes, box -> fp32 elements of scratch memory that a
+            "tile" function needs; None is none.
     """
 
     frame: str
@@ -57,6 +69,24 @@ class Kernel:
     params: tuple[str, ...] = ()
     has_prologue: bool = False
     is_conversion: bool = False
+    is_in_place: bool = False
+    scratch: Callable[[Specs, Spec, Attrs, Box], int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One of the nodes that an operator becomes on some target.
+
+    Attributes:
+        op: the operator's name.
+        inputs: what it reads: i >= 0 is the whole operator's input i, -1 - k is the result of
+            step k.
+        attrs: its attributes.
+    """
+
+    op: str
+    inputs: tuple[int, ...]
+    attrs: tuple[tuple[str, AttrValue], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +112,12 @@ class Op:
         effect: "none", or "stop" for the operator that may end a run, "command" for the
             one that reads a command's scalars.
         kernel: how generated code computes it; None for views.
+        expand: inputs, output spec, attributes, target -> the steps that compute it there,
+            the last one its output; empty where it stays one node. None is never.
+        parts: inputs, attributes -> how many results its function returns, as a list; each is
+            the view for one value of the attribute `part`, which the user does not give.
+            None for one result.
+        is_public: whether users may call it; the parts of expanded operators are not.
     """
 
     name: str
@@ -98,9 +134,18 @@ class Op:
     gradient: None
     effect: str
     kernel: Kernel | None
+    expand: Callable[[Specs, Spec, Attrs, Target], tuple[Step, ...]] | None
+    parts: Callable[[Specs, Attrs], int] | None
+    is_public: bool
 
 
 OPS: dict[str, Op] = {}
+
+
+def reads_in_place(op: Op, position: int) -> bool:
+    """Whether input `position` may be what the operator writes, seen through the same view."""
+    kernel = op.kernel
+    return kernel is not None and (kernel.frame == "map" or (kernel.is_in_place and position == 0))
 
 
 def register(op: Op) -> Op:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ark_dist.core.graph import EFFECT_KINDS, Buffer, Node
-from ark_dist.core.op import OPS, Attrs, Op, Specs
+from ark_dist.core.op import OPS, Attrs, Op, Specs, reads_in_place
 from ark_dist.core.plan import Method, Plan
 from ark_dist.core.shape import Box, Shape, box_size, boxes_overlap
 from ark_dist.core.task import Group, Task
@@ -175,10 +175,9 @@ def _in_place_problems(buffers: Sequence[Buffer], method: Method, group: Group) 
     target = method.nodes[group.nodes[-1]].output
     shape = buffers[target.buffer].shape
     for n in group.nodes:
-        kernel = OPS[method.nodes[n].op].kernel
-        is_map = kernel is not None and kernel.frame == "map"
-        for view in method.nodes[n].inputs:
-            if view.buffer != target.buffer or (is_map and view == target):
+        op = OPS[method.nodes[n].op]
+        for position, view in enumerate(method.nodes[n].inputs):
+            if view.buffer != target.buffer or (view == target and reads_in_place(op, position)):
                 continue
             if boxes_overlap(view.whole(shape).box, target.whole(shape).box):
                 yield f"node {n} reads {buffers[view.buffer].name!r}, which the group writes"

@@ -49,8 +49,6 @@ struct ark_loop {
   }
 };
 
-ARK_FN float ark_float_param(int64_t bits) { return float(__builtin_bit_cast(double, bits)); }
-
 // Read a row into fp32.
 template <class T>
 ARK_FN void ark_load_row(float* to, const T* from, int64_t n, int64_t stride) {

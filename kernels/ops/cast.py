@@ -55,5 +55,8 @@ register(
         gradient=None,
         effect="none",
         kernel=Kernel("map", "ark_cast", is_conversion=True),
+        expand=None,
+        parts=None,
+        is_public=True,
     )
 )

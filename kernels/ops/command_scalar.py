@@ -43,5 +43,8 @@ register(
         gradient=None,
         effect="command",
         kernel=Kernel("control", "ark_command_scalar"),
+        expand=None,
+        parts=None,
+        is_public=False,
     )
 )

@@ -62,5 +62,8 @@ register(
         gradient=None,
         effect="none",
         kernel=Kernel("gather", "ark_embedding"),
+        expand=None,
+        parts=None,
+        is_public=True,
     )
 )

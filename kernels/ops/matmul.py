@@ -125,5 +125,8 @@ register(
         gradient=None,
         effect="none",
         kernel=Kernel("matmul", "ark_matmul"),
+        expand=None,
+        parts=None,
+        is_public=True,
     )
 )

@@ -51,5 +51,8 @@ register(
         gradient=None,
         effect="stop",
         kernel=Kernel("control", "ark_stop_when"),
+        expand=None,
+        parts=None,
+        is_public=True,
     )
 )
