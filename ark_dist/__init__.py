@@ -8,15 +8,18 @@ _HOMES = {
     "context": (
         "assign",
         "constant",
+        "full",
         "init",
         "keep",
         "method",
+        "ones",
         "parameter",
         "rank",
         "scalar",
         "state",
         "tensor",
         "world_size",
+        "zeros",
     ),
     "core.dtype": (
         "BF16",
@@ -94,15 +97,18 @@ if TYPE_CHECKING:
 
     from ark_dist.context import assign as assign
     from ark_dist.context import constant as constant
+    from ark_dist.context import full as full
     from ark_dist.context import init as init
     from ark_dist.context import keep as keep
     from ark_dist.context import method as method
+    from ark_dist.context import ones as ones
     from ark_dist.context import parameter as parameter
     from ark_dist.context import rank as rank
     from ark_dist.context import scalar as scalar
     from ark_dist.context import state as state
     from ark_dist.context import tensor as tensor
     from ark_dist.context import world_size as world_size
+    from ark_dist.context import zeros as zeros
     from ark_dist.core.dtype import BF16 as BF16
     from ark_dist.core.dtype import BOOL as BOOL
     from ark_dist.core.dtype import BYTE as BYTE

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -35,39 +35,48 @@ def apply(
     from ark_dist.model import Model
 
     op = find_op(op_name)
-    attrs = {
-        a.name: as_attribute(op_name, a.name, a.annotation, attributes[a.name])
-        for a in op.arguments
-        if a.name in attributes
-    }
+    attrs = _attributes(op, attributes)
     given = _given(op, inputs)
     target = model if model is not None else _model_of(op_name, given)
     assert isinstance(target, Model)
     return target.apply_op(op_name, given, attrs, output=output, name=name, deps=deps)
 
 
-def apply_parts(op_name: str, /, input: Tensor, **options: Any) -> list[Tensor]:
+def apply_parts(
+    op_name: str, /, input: object, *, model: ModelOps | None = None, **attributes: object
+) -> list[Tensor]:
     """Add an operator that gives a list: the views for `part` = 0, 1, ...
 
-    Options and errors are those of `apply`.
+    Model and errors are those of `apply`.
     """
+    from ark_dist.model import Model
     from ark_dist.tensors import Tensor
 
     op = find_op(op_name)
     assert op.parts is not None, f"{op_name} gives one result"
     if not isinstance(input, Tensor):
         raise TypeError(f"{op_name}: found {type(input).__name__}, wanted a tensor")
-    attrs = {
-        a.name: as_attribute(op_name, a.name, a.annotation, options[a.name])
-        for a in op.arguments
-        if a.name in options
-    }
+    attrs = _attributes(op, attributes)
+    target = model if model is not None else input.model
+    assert isinstance(target, Model)
     count = op.parts((input.value.view.spec,), attrs)
-    return [apply(op_name, input, **options, part=part) for part in range(count)]
+    return [target.apply_op(op_name, [input], {**attrs, "part": part}) for part in range(count)]
+
+
+def _attributes(op: Op, given: Mapping[str, object]) -> dict[str, AttrValue]:
+    """The attributes among what was given, as nodes keep them."""
+    return {
+        a.name: as_attribute(op.name, a.name, a.annotation, given[a.name])
+        for a in op.arguments
+        if a.name in given
+    }
 
 
 def _given(op: Op, inputs: Sequence[object]) -> tuple[object, ...]:
-    """The inputs without optional ones left out at the end."""
+    """The inputs without optional ones left out at the end; a list's, one by one."""
+    for argument in op.arguments:
+        if argument.is_list:
+            return _listed(op.name, argument.name, inputs[0])
     names = [a.name for a in op.arguments if a.is_tensor]
     required = sum(a.is_tensor and not a.is_optional for a in op.arguments)
     given = list(inputs)
@@ -79,6 +88,25 @@ def _given(op: Op, inputs: Sequence[object]) -> tuple[object, ...]:
                 f"{op.name}: {names[position + 1]} is given without {names[position]}; give both"
             )
     return tuple(given)
+
+
+def _listed(op_name: str, name: str, tensors: object) -> tuple[object, ...]:
+    from ark_dist.tensors import Tensor
+
+    if isinstance(tensors, Tensor) or not isinstance(tensors, Iterable):
+        raise TypeError(
+            f"{op_name}: {name} is a {type(tensors).__name__}; it must be a sequence of tensors, "
+            "such as [x, y]"
+        )
+    items = tuple(tensors)
+    for position, item in enumerate(items):
+        if not isinstance(item, Tensor):
+            raise TypeError(
+                f"{op_name}: {name}[{position}] is a {type(item).__name__}; wanted a tensor"
+            )
+    if not items:
+        raise ValueError(f"{op_name}: {name} is empty; give at least one tensor")
+    return items
 
 
 def _model_of(op_name: str, inputs: Sequence[object]) -> Model:
@@ -96,8 +124,8 @@ def _model_of(op_name: str, inputs: Sequence[object]) -> Model:
 
 def as_attribute(op_name: str, name: str, annotation: str, value: object) -> AttrValue:
     """Return an attribute as nodes keep it; TypeError names operator and argument."""
-    kind, _, optional = annotation.partition(" | ")
-    if value is None and optional == "None":
+    kind = annotation.removesuffix(" | None")
+    if value is None and kind != annotation:
         return None
     convert, wanted = CONVERTERS[kind]
     try:
@@ -138,6 +166,10 @@ def _as_ints(value: object) -> tuple[int, ...]:
     return tuple(_as_int(item) for item in value)
 
 
+def _as_int_or_ints(value: object) -> int | tuple[int, ...]:
+    return _as_ints(value) if isinstance(value, Iterable) else _as_int(value)
+
+
 def _as_dtype_name(value: object) -> str:
     dtype: DTypeLike = value  # type: ignore[assignment]  # as_dtype checks it
     return as_dtype(dtype).name
@@ -150,5 +182,6 @@ CONVERTERS: dict[str, tuple[Callable[[object], AttrValue], str]] = {
     "bool": (_as_bool, "True or False"),
     "str": (_as_str, "a string"),
     "Sequence[int]": (_as_ints, "a sequence of integers"),
+    "int | Sequence[int]": (_as_int_or_ints, "an integer or a sequence of integers"),
     "DTypeLike": (_as_dtype_name, "a dtype such as ark.FP16"),
 }

@@ -121,6 +121,29 @@ def constant(
     return current_model().constant(value, shape, dtype, name=name)
 
 
+def zeros(
+    shape: int | Sequence[int], dtype: DTypeLike = FP32, *, name: str | None = None
+) -> Tensor:
+    """Add a constant of zeros to the current model; see `Model.zeros`."""
+    return current_model().zeros(shape, dtype, name=name)
+
+
+def ones(shape: int | Sequence[int], dtype: DTypeLike = FP32, *, name: str | None = None) -> Tensor:
+    """Add a constant of ones to the current model; see `Model.ones`."""
+    return current_model().ones(shape, dtype, name=name)
+
+
+def full(
+    shape: int | Sequence[int],
+    value: int | float | bool,
+    dtype: DTypeLike = FP32,
+    *,
+    name: str | None = None,
+) -> Tensor:
+    """Add a constant with one value everywhere to the current model; see `Model.full`."""
+    return current_model().full(shape, value, dtype, name=name)
+
+
 def state(
     shape: int | Sequence[int],
     dtype: DTypeLike = FP32,

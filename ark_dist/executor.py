@@ -79,6 +79,7 @@ class Executor:
             settings=_settings(timeout_s),
             worker_count=workers,
             options=options,
+            gpu_id=gpu_id,
         )
         self._binding = Binding(self._model.builder, self._model.labels, self._session)
         self._model.bind(self._binding)

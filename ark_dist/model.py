@@ -14,7 +14,7 @@ from ark_dist.core.dtype import BOOL, FP32, INT32, DType, DTypeLike, as_dtype
 from ark_dist.core.graph import Graph
 from ark_dist.core.layout import P
 from ark_dist.core.names import checked_name
-from ark_dist.core.op import Array, AttrValue
+from ark_dist.core.op import Array, AttrValue, find_op
 from ark_dist.ops import ModelOps
 from ark_dist.tensors import Parameter, Tensor
 
@@ -122,6 +122,36 @@ class Model(ModelOps):
         checked = _fitting("constant", array, wanted)
         return Tensor(self, self._builder.constant(checked, shape, wanted, name=name))
 
+    def zeros(
+        self, shape: int | Sequence[int], dtype: DTypeLike = FP32, *, name: str | None = None
+    ) -> Tensor:
+        """Add a constant of zeros; it takes the memory of one element."""
+        return self.full(shape, 0, dtype, name=name)
+
+    def ones(
+        self, shape: int | Sequence[int], dtype: DTypeLike = FP32, *, name: str | None = None
+    ) -> Tensor:
+        """Add a constant of ones; it takes the memory of one element."""
+        return self.full(shape, 1, dtype, name=name)
+
+    def full(
+        self,
+        shape: int | Sequence[int],
+        value: int | float | bool,
+        dtype: DTypeLike = FP32,
+        *,
+        name: str | None = None,
+    ) -> Tensor:
+        """Add a constant with one value everywhere; it takes the memory of one element.
+
+        Raises:
+            TypeError: for a value that is no number, or sizes or a dtype that do not work.
+            ValueError: for a value that does not fit the dtype.
+        """
+        if not isinstance(value, (int, float, np.number, np.bool_)):
+            raise TypeError(f"full: value is {value!r}; it must be a number, or use constant")
+        return self.constant(value, shape, dtype, name=name)
+
     def state(
         self,
         shape: int | Sequence[int],
@@ -210,9 +240,16 @@ class Model(ModelOps):
         name: str | None = None,
         deps: Sequence[Tensor] = (),
     ) -> Tensor:
-        """Add an operator by name; the functions in `ark_dist.ops` end here."""
+        """Add an operator by name; the functions in `ark_dist.ops` end here.
+
+        Without `output` one that may write in place does so if its first input is a state.
+        """
+        if output is None:
+            output = self._updated_state(op_name, inputs)
         if output is not None and not isinstance(output, Tensor):
             raise TypeError(f"{op_name}: output is {output!r}; it must be a tensor")
+        if isinstance(deps, Tensor):
+            raise TypeError(f"{op_name}: deps is a tensor; it must be a sequence, such as [x]")
         for dep in deps:
             if not isinstance(dep, Tensor):
                 raise TypeError(f"{op_name}: found {dep!r} among deps; wanted tensors")
@@ -226,6 +263,14 @@ class Model(ModelOps):
             deps=[dep.value for dep in deps],
         )
         return Tensor(self, value) if output is None else output
+
+    def _updated_state(self, op_name: str, inputs: Sequence[object]) -> Tensor | None:
+        """The state that an operator writes in place, or None."""
+        kernel = find_op(op_name).kernel
+        if kernel is None or not kernel.is_in_place or not isinstance(inputs[0], Tensor):
+            return None
+        value = inputs[0].value
+        return inputs[0] if value.builder.buffer(value).kind == "state" else None
 
     def freeze(self, name: str | None = None) -> Graph:
         """Return the graph as built so far, under the model's name or another."""

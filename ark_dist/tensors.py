@@ -109,7 +109,13 @@ class Tensor(TensorOps):
         raise TypeError(f"`in {self!r}` can't be told while the graph is built; use x.equal(y)")
 
     def __getitem__(self, key: object) -> Tensor:
-        """Take a part as NumPy does: integers, slices with step 1, `...` and None; no copy."""
+        """Take a part as NumPy does: integers, slices, `...` and None; it is never a copy.
+
+        Raises:
+            IndexError: for an index out of range, or more indices than dimensions.
+            TypeError: for an index of another type, such as an array or a tensor.
+            ValueError: for a slice that goes backwards.
+        """
         return _item(self, key if isinstance(key, tuple) else (key,))
 
     def reshape(
@@ -124,6 +130,19 @@ class Tensor(TensorOps):
         """
         sizes = shape[0] if len(shape) == 1 else shape
         return super().reshape(sizes, output=output, name=name)  # type: ignore[arg-type]  # checked there
+
+    def view(
+        self,
+        *shape: int | Sequence[int],
+        output: Tensor | None = None,
+        name: str | None = None,
+    ) -> Tensor:
+        """Look at the tensor in another shape: `x.view(2, -1)` or `x.view((2, -1))`.
+
+        Arguments and errors: `ark_dist.view`.
+        """
+        sizes = shape[0] if len(shape) == 1 else shape
+        return super().view(sizes, output=output, name=name)  # type: ignore[arg-type]  # checked there
 
     def from_numpy(self, array: npt.NDArray[np.generic]) -> Tensor:
         """Write an array into the tensor's memory and return the tensor.
@@ -232,19 +251,18 @@ Operand = Tensor | int | float | bool
 
 def _item(tensor: Tensor, key: tuple[object, ...]) -> Tensor:
     shape: list[int] = []
-    axis = 0
+    ranges: list[range] = []
     for part in _expand(tensor, key):
         if part is None:
             shape.append(1)
             continue
-        size = tensor.shape[axis]
-        start, length = _interval(tensor, part, size)
-        if length != size:
-            tensor = tensor.narrow(axis, start, length)
+        ranges.append(_range(tensor, part, tensor.shape[len(ranges)]))
         if isinstance(part, slice):
-            shape.append(length)
-        axis += 1
-    return tensor if tuple(shape) == tensor.shape else tensor.reshape(shape)
+            shape.append(len(ranges[-1]))
+    if [len(indices) for indices in ranges] != list(tensor.shape):
+        starts, stops, steps = zip(*((r.start, r.stop, r.step) for r in ranges), strict=True)
+        tensor = tensor.slice(starts, stops, steps)
+    return tensor if tuple(shape) == tensor.shape else tensor.view(shape)
 
 
 def _expand(tensor: Tensor, key: tuple[object, ...]) -> list[object]:
@@ -259,18 +277,29 @@ def _expand(tensor: Tensor, key: tuple[object, ...]) -> list[object]:
     return [*key[: dots[0]], *rest, *key[dots[0] + 1 :]]
 
 
-def _interval(tensor: Tensor, part: object, size: int) -> tuple[int, int]:
+def _range(tensor: Tensor, part: object, size: int) -> range:
+    """The indices that an item of a key takes of a dimension."""
     if isinstance(part, slice):
-        start, stop, step = part.indices(size)
-        if step != 1:
-            raise ValueError(f"{tensor!r} can't be sliced with step {step}; only step 1 works")
-        return (start, stop - start) if stop > start else (0, 0)
-    if isinstance(part, (bool, np.bool_)) or not hasattr(part, "__index__"):
+        start, stop, step = _bounds(tensor, part, size)
+        if step < 1:
+            raise ValueError(f"{tensor!r} can't be sliced with step {step}; steps are 1 or more")
+        return range(start, max(start, stop), step)
+    try:
+        index = operator.index(part)  # type: ignore[arg-type]  # raises TypeError itself
+    except TypeError:
+        index = None
+    if index is None or isinstance(part, (bool, np.bool_)):
         raise TypeError(
             f"{tensor!r} can't be indexed with a {type(part).__name__}; use integers, slices, "
-            "`...` and None; embedding(index, table) looks rows up"
+            "`...` and None; embedding(index, table) and gather look elements up"
         )
-    index = operator.index(part)
     if not -size <= index < size:
         raise IndexError(f"index {index} is out of range for a dimension of size {size}")
-    return index % size, 1
+    return range(index % size, index % size + 1)
+
+
+def _bounds(tensor: Tensor, part: slice, size: int) -> tuple[int, int, int]:
+    try:
+        return part.indices(size)
+    except TypeError:
+        raise TypeError(f"{tensor!r} can't be sliced with {part}; its ends are integers") from None

@@ -108,26 +108,27 @@ def _call(node: Node, inputs: Sequence[str]) -> str:
     kernel = OPS[node.op].kernel
     assert kernel is not None
     arguments = ", ".join([*inputs, *literals(node)])
-    if kernel.is_conversion:
-        target = node.output.dtype
-        text = f"{kernel.function}<{compute_type(target)}>({arguments})"
-        # The one place in a chain where the user asked for a rounding.
-        return f"ark_round<{target.c_name}>({text})" if target.is_float else text
-    return f"{kernel.function}({arguments})"
+    result = f"<{node.output.dtype.c_name}>" if kernel.is_conversion else ""
+    return f"{kernel.function}{result}({arguments})"
 
 
 def literals(node: Node) -> list[str]:
     """The attributes that the node's function takes, as C++."""
     kernel = OPS[node.op].kernel
     assert kernel is not None
-    return [_literal(node.attributes[name]) for name in kernel.params]
+    return [_literal(name, node.attributes[name]) for name in kernel.params]
 
 
-def _literal(value: AttrValue) -> str:
+def _literal(name: str, value: AttrValue) -> str:
+    if value is None:
+        return "ark_absent{}"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
         return f"int64_t({value})"
+    if isinstance(value, str):
+        # A choice is a type of the operator's header: `approximate="tanh"` picks an overload.
+        return f"ark_{name}_{value}{{}}"
     assert isinstance(value, float), f"no literal for {value!r}"
     bits = int(np.float32(value).view(np.uint32))
     return f"ark_from_bits({bits:#010x})" + (f" /* {value!r} */" if isfinite(value) else "")

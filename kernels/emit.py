@@ -1,26 +1,24 @@
 """Turn a plan into one C++ source file and the tables its kernel walks."""
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 
 import numpy as np
 import numpy.typing as npt
 
 from ark_dist.core import abi
-from ark_dist.core.graph import describe_node, quoted
+from ark_dist.core.graph import describe_node
 from ark_dist.core.op import OPS
 from ark_dist.core.plan import ARENAS, Method, Plan
-from ark_dist.core.shape import Box, Shape
+from ark_dist.core.shape import Box
 from ark_dist.core.source import Source
 from ark_dist.core.task import Group
-from ark_dist.kernels.frames import Call, call_key, offsets, write_call
+from ark_dist.kernels.cuda_frames import cuda_call_key, write_cuda_call
+from ark_dist.kernels.frames import Call, Stretch, call_key, offsets, write_call
 from ark_dist.kernels.lower import Lowered, lower
+from ark_dist.kernels.text import Parts, cpu_text, cuda_text
 
 Table = npt.NDArray[np.void]
-BEFORE_OPS = ("base.h", "team.h", "abi.h", "loop.h", "tile.h", "worker.h", "control.h")
-AFTER_FUNCTIONS = ("host.h",)
 # ARK_MAX_METHODS in worker.h.
 MAX_METHODS = 64
 FLAGS = {"none": 0, "effect": abi.EFFECT, "stop": abi.STOP}
@@ -39,6 +37,30 @@ class Tables:
     counter_count: int
     scratch_elems: int
     scalar_slots: tuple[dict[str, int], ...]
+    streams: Table
+    segments: Table
+
+    @property
+    def has_stream(self) -> bool:
+        """Whether weights come through the ring."""
+        return len(self.segments) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Language:
+    """How one language writes task functions and whole programs.
+
+    Attributes:
+        name: "c++" or "cuda".
+        write: a lowered group, a tile, slots of scalars -> the function and its parameters.
+        key: a lowered group and a tile -> what decides its function and parameters.
+        text: the parts of a program -> its source.
+    """
+
+    name: str
+    write: Callable[[Lowered, Box, dict[str, int]], Call]
+    key: Callable[[Lowered, Box], object]
+    text: Callable[[Parts], str]
 
 
 @dataclass(slots=True)
@@ -54,6 +76,8 @@ class _Program:
     wait_values: list[tuple[int, int, int]] = field(default_factory=list)
     tasks: list[tuple[int, ...]] = field(default_factory=list)
     operands: list[tuple[int, int, int]] = field(default_factory=list)
+    streams: list[tuple[int, int]] = field(default_factory=list)
+    segments: list[tuple[int, ...]] = field(default_factory=list)
     scratch_elems: int = 0
 
     def function(self, body: str, name: str, comment: str) -> int:
@@ -81,6 +105,18 @@ class _Program:
 
 def emit_cpu(plan: Plan) -> tuple[Source, Tables]:
     """Return the C++ source of a plan's kernel and its tables."""
+    return _emit(plan, _Language("c++", write_call, call_key, cpu_text))
+
+
+def emit_cuda(plan: Plan) -> tuple[Source, Tables]:
+    """Return the CUDA C++ source of a plan's kernel and its tables.
+
+    The source includes `ark_gpu.h`: that of `kernels/device/gpu`, or of `emulated`.
+    """
+    return _emit(plan, _Language("cuda", write_cuda_call, cuda_call_key, cuda_text))
+
+
+def _emit(plan: Plan, language: _Language) -> tuple[Source, Tables]:
     if len(plan.methods) > MAX_METHODS:
         raise ValueError(
             f"program {plan.name!r} has {len(plan.methods)} methods; {MAX_METHODS} work"
@@ -91,7 +127,7 @@ def emit_cpu(plan: Plan) -> tuple[Source, Tables]:
     first_counter = 0
     slots = tuple(_scalar_slots(method) for method in plan.methods)
     for method, method_slots in zip(plan.methods, slots, strict=True):
-        queues += _emit_method(program, plan, method, first_counter, method_slots)
+        queues += _emit_method(program, plan, language, method, first_counter, method_slots)
         kinds = {counter.kind for counter in method.counters}
         methods.append(
             (
@@ -112,8 +148,10 @@ def emit_cpu(plan: Plan) -> tuple[Source, Tables]:
         counter_count=first_counter,
         scratch_elems=program.scratch_elems,
         scalar_slots=slots,
+        streams=_table(abi.QUEUE, program.streams),
+        segments=_table(abi.SEGMENT, program.segments),
     )
-    return Source(plan.name, "c++", _text(plan, program)), tables
+    return Source(plan.name, language.name, language.text(_parts(plan, program))), tables
 
 
 def _table(record: abi.Record, rows: Sequence[tuple[int, ...]]) -> Table:
@@ -131,44 +169,76 @@ def _scalar_slots(method: Method) -> dict[str, int]:
 
 
 def _emit_method(
-    program: _Program, plan: Plan, method: Method, first_counter: int, slots: dict[str, int]
+    program: _Program,
+    plan: Plan,
+    language: _Language,
+    method: Method,
+    first_counter: int,
+    slots: dict[str, int],
 ) -> list[tuple[int, int]]:
-    lowered = [lower(group, method.nodes) for group in method.groups]
-    calls = _emit_calls(program, plan, method, lowered, slots)
+    read_only = frozenset(b.id for b in plan.buffers if b.kind in ("weight", "constant"))
+    lowered = [lower(group, method.nodes, read_only) for group in method.groups]
+    calls = _emit_calls(program, plan, language, method, lowered, slots)
     queues = []
     for queue in method.queues:
         queues.append((len(program.tasks), len(queue)))
+        first_row = len(program.segments)
         for task_id in queue:
             task = method.tasks[task_id]
             waits = _wait_rows(method, task_id, first_counter)
+            call = calls[task.group, language.key(lowered[task.group], task.box)]
             program.tasks.append(
                 (
-                    *calls[task.group, call_key(lowered[task.group], task.box)],
+                    call.function,
+                    call.params,
                     len(program.operands),
                     program.wait_index(waits),
                     len(waits),
-                    FLAGS[task.effect],
+                    FLAGS[task.effect] | len(call.stream) << abi.SLOTS_SHIFT,
                     first_counter + method.signals[task_id],
                     task_id,
                 )
             )
-            program.operands += _operand_rows(plan, lowered[task.group], task.box)
+            operands = _operand_rows(plan, lowered[task.group], task.box)
+            program.operands += operands
+            program.segments += [_segment(operands, stretch) for stretch in call.stream]
+        program.streams.append((first_row, len(program.segments) - first_row))
     return queues
 
 
+@dataclass(frozen=True, slots=True)
+class _Emitted:
+    """Where a call's function and parameters stand, and what it streams."""
+
+    function: int
+    params: int
+    stream: tuple[Stretch, ...]
+
+
 def _emit_calls(
-    program: _Program, plan: Plan, method: Method, lowered: Sequence[Lowered], slots: dict[str, int]
-) -> dict[tuple[int, Box | Shape], tuple[int, int]]:
-    """Function and parameters for each group and tile shape, in an order that no queue changes."""
-    calls: dict[tuple[int, Box | Shape], tuple[int, int]] = {}
+    program: _Program,
+    plan: Plan,
+    language: _Language,
+    method: Method,
+    lowered: Sequence[Lowered],
+    slots: dict[str, int],
+) -> dict[tuple[int, object], _Emitted]:
+    """Function and parameters for each group and kind of tile, in an order no queue changes."""
+    calls: dict[tuple[int, object], _Emitted] = {}
     for task in method.tasks:
-        key = (task.group, call_key(lowered[task.group], task.box))
+        key = (task.group, language.key(lowered[task.group], task.box))
         if key not in calls:
             group = method.groups[task.group]
-            calls[key] = _emit_call(
-                program, plan, method, group, lowered[group.id], task.box, slots
-            )
+            call = language.write(lowered[task.group], task.box, slots)
+            calls[key] = _emit_call(program, plan, method, group, call)
     return calls
+
+
+def _segment(operands: Sequence[tuple[int, int, int]], stretch: Stretch) -> tuple[int, ...]:
+    # The arena's number in the last field, until its address is known.
+    arena, _, offset = operands[stretch.operand]
+    source = offset + stretch.offset_bytes
+    return (source, stretch.pitch_bytes, stretch.bytes, stretch.segments, arena)
 
 
 def _wait_rows(
@@ -182,20 +252,12 @@ def _wait_rows(
     return tuple(rows)
 
 
-def _emit_call(
-    program: _Program,
-    plan: Plan,
-    method: Method,
-    group: Group,
-    lowered: Lowered,
-    box: Box,
-    slots: dict[str, int],
-) -> tuple[int, int]:
-    call: Call = write_call(lowered, box, slots)
+def _emit_call(program: _Program, plan: Plan, method: Method, group: Group, call: Call) -> _Emitted:
     program.scratch_elems = max(program.scratch_elems, call.scratch_elems)
     name = "_".join(method.nodes[n].op for n in group.nodes)[:80]
     comment = "\n".join(f"// {describe_node(method.nodes[n], plan.buffers)}" for n in group.nodes)
-    return program.function(call.body, name, comment), program.param_index(call.params)
+    function = program.function(call.body, name, comment)
+    return _Emitted(function, program.param_index(call.params), call.stream)
 
 
 def _operand_rows(plan: Plan, lowered: Lowered, box: Box) -> list[tuple[int, int, int]]:
@@ -207,38 +269,12 @@ def _operand_rows(plan: Plan, lowered: Lowered, box: Box) -> list[tuple[int, int
     return rows
 
 
-def _text(plan: Plan, program: _Program) -> str:
-    headers = [(name, _header("include", name)) for name in BEFORE_OPS if name != "abi.h"]
-    headers.insert(2, ("abi.h", abi.c_header()))
-    headers += [(f"{op}.h", _header("ops", f"{op}.h")) for op in _used_ops(plan)]
-    functions = "\n\n".join(
-        f"{program.comments[body]}\nvoid {name}{body}" for body, name in program.functions.items()
+def _parts(plan: Plan, program: _Program) -> Parts:
+    functions = tuple(
+        (program.comments[body], name, body) for body, name in program.functions.items()
     )
-    table = ",\n    ".join(program.functions.values())
-    tail = [(name, _header("include", name)) for name in AFTER_FUNCTIONS]
-    parts = [f"// ----- {name}\n{text}" for name, text in headers]
-    parts.append(f"// ----- task functions\n{functions}")
-    parts.append(f"const ark_function ark_functions[] = {{\n    {table}\n}};")
-    parts.append("}  // namespace")
-    parts += [f"// ----- {name}\n{text}" for name, text in tail]
-    system, body = _hoist_includes("\n\n".join(parts))
-    title = (
-        f"// Persistent kernel of {quoted(plan.name)}, made by ark_dist {plan.target.kind} plan."
-    )
-    return f"{title}\n\n{system}\n\nnamespace {{\n\n{body}\n"
-
-
-def _used_ops(plan: Plan) -> list[str]:
-    used = {node.op for method in plan.methods for node in method.nodes}
-    # A norm's header comes before the matmul that may use it as a prologue.
-    return sorted(used, key=lambda op: (op == "matmul", op))
-
-
-def _header(folder: str, name: str) -> str:
-    return (resources.files("ark_dist.kernels") / folder / name).read_text("utf-8").strip()
-
-
-def _hoist_includes(text: str) -> tuple[str, str]:
-    pattern = re.compile(r"^#include <[^>]+>$", re.MULTILINE)
-    system: Iterable[str] = dict.fromkeys(pattern.findall(text))
-    return "\n".join(system), pattern.sub("", text)
+    # A function's header has its name: some operators share one.
+    kernels = (OPS[node.op].kernel for method in plan.methods for node in method.nodes)
+    used = {kernel.function.removeprefix("ark_") for kernel in kernels if kernel is not None}
+    has_stream = bool(program.segments)
+    return Parts(plan.name, plan.target, functions, tuple(used), program.scratch_elems, has_stream)

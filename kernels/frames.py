@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from ark_dist.core.graph import Node
 from ark_dist.core.op import OPS
@@ -21,6 +22,7 @@ from ark_dist.kernels.lower import (
     element_offset,
     frame_of,
     matrix_strides,
+    reduced_axes,
     row_axis,
     tile_parts,
 )
@@ -39,11 +41,32 @@ class Call:
         body: the C++ body of the function, without its name.
         params: the integers it reads.
         scratch_elems: fp32 elements of scratch memory it needs.
+        stream: what comes to it through the ring of weights, a slot each.
     """
 
     body: str
     params: tuple[int, ...]
     scratch_elems: int
+    stream: tuple["Stretch", ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Pieces of an operand that fill one slot of the weight ring.
+
+    Attributes:
+        operand: which one.
+        offset_bytes: where the first piece starts, from where the tile does.
+        bytes: of each piece, a multiple of 16.
+        segments: how many pieces.
+        pitch_bytes: from one to the next.
+    """
+
+    operand: int
+    offset_bytes: int
+    bytes: int
+    segments: int
+    pitch_bytes: int
 
 
 def write_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
@@ -125,6 +148,10 @@ def _loop(lines: Sequence[str], extent: str, *, start: str = "0") -> list[str]:
     ]
 
 
+def _team_loop(lines: Sequence[str], extent: str) -> list[str]:
+    return [f"team.each({extent}, [&](int64_t j) {{", *(f"  {line}" for line in lines), "});"]
+
+
 def _map_call(lowered: Lowered, box: Box) -> Call:
     extents, strides = _outer(lowered, box, ())
     nest = collapse(extents, strides)
@@ -142,11 +169,6 @@ def _map_call(lowered: Lowered, box: Box) -> Call:
     return Call(_function(count, lines), (*outer.params, extent, *inner), 0)
 
 
-def _arguments(node: Node) -> str:
-    """The attributes that a node's function takes, each after a comma."""
-    return "".join(f", {text}" for text in literals(node))
-
-
 def _row_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
     anchor = _anchor(lowered)
     axis = row_axis(anchor)
@@ -159,36 +181,65 @@ def _row_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
     kernel = OPS[anchor.op].kernel
     assert kernel is not None
     c_name = anchor.inputs[0].dtype.c_name
-    lines = ["const int64_t n = loop.extra[0];", "float* row = call.scratch;"]
-    lines += _declare(pointers, count - 1, 1)
-    lines.append(f"ark_load_row<{c_name}>(row, a0, n, loop.extra[1]);")
-    lines.append(f"{kernel.function}(row, n{_arguments(anchor)});")
-    lines += _loop(chain_lines(lowered, by_operand, "row[j]", "j"), "n")
+    lines = ["const ark_team team;", "const int64_t n = loop.extra[0];"]
+    lines += ["float* row = call.scratch;", *_declare(pointers, count - 1, 1)]
+    lines.append(f"ark_load_row<{c_name}>(team, row, a0, n, loop.extra[1]);")
+    along = with_absent(anchor, [_row_of(p) for p in pointers[1 : lowered.chain_start]])
+    arguments = ", ".join(["team", "row", "n", *along, *literals(anchor)])
+    lines.append(f"{kernel.function}({arguments});")
+    lines += _team_loop(chain_lines(lowered, by_operand, "row[j]", "j"), "n")
     params = (*nest.params, n, *inner)
     return Call(_function(count, lines), params, n)
 
 
+def _row_of(pointer: Pointer) -> str:
+    """A vector along the rows that a norm works on, as its function takes it."""
+    stride = f"s{pointer.index}" if pointer.kind == STRIDED else pointer.kind
+    return f"ark_row<{pointer.dtype.c_name}>{{{pointer.name}, {stride}}}"
+
+
+def with_absent(node: Node, arguments: Sequence[str]) -> list[str]:
+    """The arguments for a node's inputs after the first, with those that were left out."""
+    wanted = sum(argument.is_tensor for argument in OPS[node.op].arguments) - 1
+    return [*arguments, *["ark_absent{}"] * (wanted - len(arguments))]
+
+
 def _reduce_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
     anchor = _anchor(lowered)
-    axis = row_axis(anchor)
     nest = collapse(*_outer(lowered, box, ()))
     source = anchor.inputs[0]
     count = len(lowered.operands)
     by_operand, pointers = _pointers(lowered, (0,) * count, 1)
     kernel = OPS[anchor.op].kernel
     assert kernel is not None
-    lines = ["const int64_t n = loop.extra[0], stride = loop.extra[1];"]
-    lines += _declare(pointers, count - 1, 2)
-    c_name, computed = source.dtype.c_name, compute_type(source.dtype)
-    # A literal stride of 1 lets the loop over the row vectorize.
-    lines.append(
-        f"const auto value = stride == 1 ? "
-        f"{kernel.function}<{computed}>(ark_row<{c_name}>{{a0, 1}}, n) : "
-        f"{kernel.function}<{computed}>(ark_row<{c_name}>{{a0, stride}}, n);"
-    )
-    lines += chain_lines(lowered, by_operand, "value", "0")
-    params = (*nest.params, source.shape[axis], source.strides[axis])
-    return Call(_function(count, lines), params, 0)
+    sizes, strides = reduced_loops(anchor)
+    lines = ["const ark_team team;", "const int64_t n = loop.extra[0];"]
+    lines += _declare(pointers, count - 1, 1)
+    c_name = source.dtype.c_name
+    function = f"{kernel.function}<{compute_type(source.dtype)}>"
+    if len(sizes) > 1:
+        row = f"ark_grid<{c_name}, {len(sizes)}>{{a0, loop.extra + 1}}"
+        lines.append(f"const auto value = {function}(team, {row}, n);")
+    else:
+        # A literal stride of 1 lets the loop over the row vectorize.
+        lines.append("const int64_t stride = loop.extra[2];")
+        lines.append(
+            f"const auto value = stride == 1 ? {function}(team, ark_row<{c_name}>{{a0, 1}}, n) :"
+        )
+        lines.append(f"    {function}(team, ark_row<{c_name}>{{a0, stride}}, n);")
+    store = chain_lines(lowered, by_operand, "value", "0")
+    lines += ["if (team.rank() == 0) {", *(f"  {line}" for line in store), "}"]
+    return Call(_function(count, lines), (*nest.params, prod(sizes), *sizes, *strides), 0)
+
+
+def reduced_loops(node: Node) -> tuple[Shape, Shape]:
+    """Sizes and strides of as few loops as walk what a reduction folds, one at least."""
+    source = node.inputs[0]
+    axes = reduced_axes(node)
+    nest = collapse([source.shape[d] for d in axes], [(source.strides[d],) for d in axes])
+    if prod(nest.extents) in (0, 1):
+        return (prod(nest.extents),), (1,)
+    return nest.extents, tuple(stride for (stride,) in nest.strides)
 
 
 def _gather_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
@@ -234,7 +285,9 @@ def _matmul_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Ca
         f"           loop.at<const {b_type}>(call, 1), ark_matmul_params(loop.extra),",
         f"           {prologue}, epilogue);",
     ]
-    params = (*nest.params, m, n, k, a_m, a_k, b_k, b_n, *rows, *columns)
+    norm_inputs = lowered.prologue.inputs[1:] if lowered.prologue is not None else ()
+    along = (view.strides[0] for view in norm_inputs)
+    params = (*nest.params, m, n, k, a_m, a_k, b_k, b_n, *rows, *columns, *along)
     return Call(_function(count, lines), params, MATMUL_SCRATCH_ELEMS)
 
 
@@ -245,7 +298,7 @@ def _matmul_epilogue(lowered: Lowered, columns: Sequence[int], n: int) -> list[s
     value = "ark_matmul_relu(sums[j - j0])" if is_relu else "sums[j - j0]"
     count = len(pointers)
     lines = ["const auto epilogue = [&](int64_t i, int64_t j0, const float* sums, int64_t n) {"]
-    for pointer in pointers[2:]:
+    for pointer in pointers[lowered.chain_start :]:
         const = "" if pointer.index == count - 1 else "const "
         c_name = pointer.dtype.c_name
         lines.append(
@@ -266,22 +319,41 @@ def _matmul_prologue(lowered: Lowered) -> tuple[list[str], str]:
         return [], "ark_matmul_no_prologue{}"
     kernel = OPS[norm.op].kernel
     assert kernel is not None
+    arguments = ", ".join(["team", "row", "n", *literals(norm)])
     lines = [
+        "const ark_team team;",
         "const auto norm = [&](const auto& row, int64_t n) {",
-        f"  return {kernel.function}_prologue(row, n{_arguments(norm)});",
+        f"  return {kernel.function}_prologue({arguments});",
         "};",
     ]
-    return lines, "ark_matmul_norm<decltype(norm)>{norm}"
+    first_stride = MATMUL_EXTRAS + 2 * len(lowered.operands)
+    along = ["ark_absent{}", "ark_absent{}"]
+    for k, view in enumerate(norm.inputs[1:]):
+        kind = stride_kind(view.strides[0], view.shape[0])
+        stride = f"loop.extra[{first_stride + k}]" if kind == STRIDED else kind
+        data = f"loop.at<const {view.dtype.c_name}>(call, {2 + k})"
+        along[k] = f"ark_row<{view.dtype.c_name}>{{{data}, {stride}}}"
+    for name, vector in zip(("weight", "bias"), along, strict=True):
+        lines.append(f"const auto {name} = {vector};")
+    types = ", ".join(f"decltype({name})" for name in ("norm", "weight", "bias"))
+    return lines, f"ark_matmul_norm<{types}>{{norm, weight, bias}}"
 
 
 def _tile_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
     """A function that gets each operand as a tile and loops by itself."""
+    lines, params, scratch = tile_lines(lowered, box)
+    inside = "\n".join(f"  {line}" for line in ["const ark_team team;", *lines])
+    return Call(f"(const ark_call& call) {{\n{inside}\n}}", params, scratch)
+
+
+def tile_lines(lowered: Lowered, box: Box) -> tuple[list[str], tuple[int, ...], int]:
+    """Lines that call a "tile" function, its parameters, and the fp32 elements of its scratch."""
     anchor = _anchor(lowered)
     op = OPS[anchor.op]
     kernel = op.kernel
     assert kernel is not None
     parts = tile_parts(lowered, box)
-    lines = ["const ark_team team;"]
+    lines: list[str] = []
     params: list[int] = []
     for k, (view, part) in enumerate(parts):
         const = "" if k == len(parts) - 1 else "const "
@@ -298,8 +370,7 @@ def _tile_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call
     scratch = 0
     if kernel.scratch is not None:
         scratch = kernel.scratch(anchor.input_specs, anchor.output.spec, anchor.attributes, box)
-    inside = "\n".join(f"  {line}" for line in lines)
-    return Call(f"(const ark_call& call) {{\n{inside}\n}}", tuple(params), scratch)
+    return lines, tuple(params), scratch
 
 
 def _control_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:

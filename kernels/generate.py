@@ -24,8 +24,10 @@ PYTHON_OPERATORS = {
     "matmul": (("__matmul__", False),),
     "neg": (("__neg__", False),),
     "abs": (("__abs__", False),),
-    "greater": (("__gt__", False), ("__lt__", True)),
-    "greater_equal": (("__ge__", False), ("__le__", True)),
+    "greater": (("__gt__", False),),
+    "greater_equal": (("__ge__", False),),
+    "less": (("__lt__", False),),
+    "less_equal": (("__le__", False),),
 }
 OUTPUT = Argument(
     "output", "Tensor | None", "a state, or a tensor nobody used yet, to write into", "None"
@@ -42,7 +44,7 @@ from __future__ import annotations
 
 {imports}
 import ark_dist.kernels.ops  # noqa: F401  registers the operators
-from ark_dist.apply import apply
+from ark_dist.apply import {calls}
 
 if TYPE_CHECKING:
 {typing_imports}
@@ -67,12 +69,15 @@ def _header(body: str) -> str:
     typing_imports = [f"    from ark_dist.tensors import {', '.join(names)}"]
     if "DTypeLike" in body:
         typing_imports.insert(0, "    from ark_dist.core.dtype import DTypeLike")
-    return HEADER.format(imports="\n".join(imports), typing_imports="\n".join(typing_imports))
+    calls = "apply, apply_parts" if "apply_parts(" in body else "apply"
+    return HEADER.format(
+        imports="\n".join(imports), typing_imports="\n".join(typing_imports), calls=calls
+    )
 
 
 def _function(op: Op) -> str:
     arguments = [_parameter(argument) for argument in op.arguments]
-    lines = _wrapped(f"def {op.name}", [*arguments, *_options()], " -> Tensor:", 0)
+    lines = _wrapped(f"def {op.name}", [*arguments, *_parameters(op)], _result(op), 0)
     lines += _docstring(op, 4)
     return "\n".join([*lines, _call(op, [a.name for a in op.arguments], [], 4)])
 
@@ -96,8 +101,8 @@ def _model_class(ops: Sequence[Op]) -> str:
 def _method(
     op: Op, arguments: Sequence[Argument], receiver: Sequence[str], options: Sequence[str]
 ) -> str:
-    parameters = ["self", *(_parameter(a) for a in arguments), *_options()]
-    lines = _wrapped(f"def {op.name}", parameters, " -> Tensor:", 4)
+    parameters = ["self", *(_parameter(a) for a in arguments), *_parameters(op)]
+    lines = _wrapped(f"def {op.name}", parameters, _result(op), 4)
     first = _first_line(op)
     if len(first) > LINE_CHARS - 8 - 3:
         first = f"Add the operator `{op.name}`."
@@ -122,17 +127,28 @@ def _parameter(argument: Argument) -> str:
     return text if argument.default is None else f"{text} = {argument.default}"
 
 
-def _options() -> list[str]:
-    return ["*", _parameter(OUTPUT), _parameter(NAME)]
+def _options(op: Op) -> tuple[Argument, ...]:
+    """What every function takes besides its operator's arguments; parts write nothing."""
+    return () if op.parts is not None else (OUTPUT, NAME)
+
+
+def _parameters(op: Op) -> list[str]:
+    options = [_parameter(option) for option in _options(op)]
+    return ["*", *options] if options else []
+
+
+def _result(op: Op) -> str:
+    return " -> Tensor:" if op.parts is None else " -> list[Tensor]:"
 
 
 def _call(op: Op, operands: Sequence[str], options: Sequence[str], indent: int) -> str:
     """The line that passes a function's own arguments on to `apply`."""
-    keywords = {a.name for a in op.arguments if not a.is_tensor}
+    keywords = {a.name for a in op.arguments if not (a.is_tensor or a.is_list)}
     items = [f'"{op.name}"', *(name for name in operands if name not in keywords)]
     items += [f"{name}={name}" for name in operands if name in keywords]
-    items += ["output=output", "name=name", *options]
-    return "\n".join(_wrapped("return apply", items, "", indent))
+    items += [*(f"{option.name}={option.name}" for option in _options(op)), *options]
+    call = "apply" if op.parts is None else "apply_parts"
+    return "\n".join(_wrapped(f"return {call}", items, "", indent))
 
 
 def _wrapped(head: str, items: Sequence[str], tail: str, indent: int) -> list[str]:
@@ -162,9 +178,10 @@ def _docstring(op: Op, indent: int) -> list[str]:
     for paragraph in rest.split("\n\n") if rest else ():
         lines += [*textwrap.wrap(" ".join(paragraph.split()), LINE_CHARS - indent), ""]
     lines.append("Args:")
-    for argument in (*op.arguments, OUTPUT, NAME):
+    for argument in (*op.arguments, *_options(op)):
         lines += _entry(argument.name, argument.doc, indent)
-    lines += ["", "Returns:", "    The result, a tensor of the same model.", "", "Raises:"]
+    result = "The result, a tensor" if op.parts is None else "The parts, tensors"
+    lines += ["", "Returns:", f"    {result} of the same model.", "", "Raises:"]
     lines += _entry("TypeError", _type_error(op), indent)
     lines += _entry("ValueError", "where shapes or attributes do not fit, or models differ", indent)
     lines.append('"""')

@@ -8,6 +8,7 @@ from ark_dist.core.op import OPS
 from ark_dist.core.shape import Box, Shape
 from ark_dist.core.task import Group
 from ark_dist.core.view import View
+from ark_dist.kernels.rows import axes_of
 
 # Frames of the operators that a group is built around; all else is elementwise.
 ANCHORS = ("matmul", "row", "reduce", "gather", "control", "tile")
@@ -36,7 +37,10 @@ class Lowered:
         anchor: the node that decides the loop nest, or None for an elementwise chain.
         prologue: the norm that a matmul applies to its rows, or None.
         chain: the elementwise nodes, in order.
-        operands: the anchor's inputs first, then the chain's, the output last.
+        operands: the anchor's inputs first, then the rest of the prologue's, then the chain's,
+            the output last.
+        read_only: ids of buffers that the kernel never writes: weights and constants.
+        chain_start: which operand is the first of the chain's.
         output: what the group writes.
     """
 
@@ -44,6 +48,8 @@ class Lowered:
     prologue: Node | None
     chain: tuple[Node, ...]
     operands: tuple[Operand, ...]
+    read_only: frozenset[int]
+    chain_start: int
     output: View
 
 
@@ -54,7 +60,9 @@ def frame_of(node: Node) -> str:
     return kernel.frame
 
 
-def lower(group: Group, nodes: Sequence[Node]) -> Lowered:
+def lower(
+    group: Group, nodes: Sequence[Node], read_only: frozenset[int] = frozenset()
+) -> Lowered:
     """Sort the nodes of a group by role and collect its operands."""
     members = [nodes[n] for n in group.nodes]
     anchors = [n for n in members if frame_of(n) in ANCHORS]
@@ -66,35 +74,23 @@ def lower(group: Group, nodes: Sequence[Node]) -> Lowered:
     operands: list[Operand] = []
     if anchor is not None:
         operands += _anchor_operands(anchor, prologue)
+    chain_start = len(operands)
     for node in chain:
         for view in node.inputs:
             operand = Operand(view, spread_strides(view, output.shape), False)
-            if view not in made and operand not in operands[_anchor_count(anchor) :]:
+            if view not in made and operand not in operands[chain_start:]:
                 operands.append(operand)
     operands.append(Operand(output, output.strides, True))
-    return Lowered(anchor, prologue, chain, tuple(operands), output)
-
-
-def _anchor_count(anchor: Node | None) -> int:
-    return 0 if anchor is None else len(anchor.inputs)
+    return Lowered(anchor, prologue, chain, tuple(operands), read_only, chain_start, output)
 
 
 def _anchor_operands(anchor: Node, prologue: Node | None) -> list[Operand]:
     """Strides of the anchor's inputs over the dimensions of its output; 0 where it reads all."""
-    inputs = list(anchor.inputs)
-    if prologue is not None:
-        inputs[0] = prologue.inputs[0]
+    inputs = anchor.inputs
     shape = anchor.output.shape
     frame = frame_of(anchor)
     if frame == "matmul":
-        a, b = inputs
-        a_rows, _ = matrix_strides(a, anchor.attributes["transpose_input"])
-        _, b_columns = matrix_strides(b, anchor.attributes["transpose_other"])
-        a_batch, b_batch = (spread_strides(_without_matrix(v), shape[:-2]) for v in inputs)
-        return [
-            Operand(a, (*a_batch, a_rows, 0), False),
-            Operand(b, (*b_batch, 0, b_columns), False),
-        ]
+        return _matmul_operands(anchor, prologue)
     if frame == "gather":
         index, table = inputs
         return [
@@ -102,14 +98,39 @@ def _anchor_operands(anchor: Node, prologue: Node | None) -> list[Operand]:
             Operand(table, (*(0,) * len(index.shape), table.strides[1]), False),
         ]
     if frame == "reduce":
-        axis = row_axis(anchor)
-        strides = inputs[0].strides
-        kept = (0,) if len(shape) == len(strides) else ()
-        return [Operand(inputs[0], (*strides[:axis], *kept, *strides[axis + 1 :]), False)]
+        axes, is_kept = reduced_axes(anchor), len(shape) == len(inputs[0].shape)
+        steps = [0 if d in axes else step for d, step in enumerate(inputs[0].strides)]
+        kept = (step for d, step in enumerate(steps) if is_kept or d not in axes)
+        return [Operand(inputs[0], tuple(kept), False)]
+    if frame == "row":
+        # Weight and bias of a norm are vectors along the rows.
+        before, after = row_axis(anchor), len(shape) - row_axis(anchor) - 1
+        along = ((v, (*(0,) * before, *v.strides, *(0,) * after)) for v in inputs[1:])
+        vectors = [Operand(view, strides, False) for view, strides in along]
+        return [Operand(inputs[0], inputs[0].strides, False), *vectors]
     if frame == "tile":
         # What a tile reads is the operator's own affair: `tile_parts` says where it starts.
         return [Operand(v, (0,) * len(shape), False) for v in inputs]
     return [Operand(v, v.strides, False) for v in inputs]
+
+
+def _matmul_operands(matmul: Node, norm: Node | None) -> list[Operand]:
+    """The two factors, the first as it is before a norm, then the norm's weight and bias."""
+    a, b = matmul.inputs
+    along: tuple[View, ...] = ()
+    if norm is not None:
+        a, *vectors = norm.inputs
+        along = tuple(vectors)
+    shape = matmul.output.shape
+    a_rows, _ = matrix_strides(a, matmul.attributes["transpose_input"])
+    _, b_columns = matrix_strides(b, matmul.attributes["transpose_other"])
+    a_batch, b_batch = (spread_strides(_without_matrix(v), shape[:-2]) for v in (a, b))
+    return [
+        Operand(a, (*a_batch, a_rows, 0), False),
+        Operand(b, (*b_batch, 0, b_columns), False),
+        # They lie along the dimension that the matmul contracts.
+        *(Operand(view, (0,) * len(shape), False) for view in along),
+    ]
 
 
 def tile_parts(lowered: Lowered, box: Box) -> list[tuple[View, Box]]:
@@ -121,10 +142,15 @@ def tile_parts(lowered: Lowered, box: Box) -> list[tuple[View, Box]]:
 
 
 def row_axis(node: Node) -> int:
-    """The dimension of the input that a row or reduce operator works along."""
+    """The dimension of the input that a row operator works along."""
     axis = node.attributes["axis"]
     assert isinstance(axis, int)
     return axis % len(node.inputs[0].shape)
+
+
+def reduced_axes(node: Node) -> Shape:
+    """The dimensions of the input that a reduction folds, in order."""
+    return axes_of(node.op, node.attributes["axis"], len(node.inputs[0].shape))
 
 
 def matrix_strides(view: View, transposed: object) -> tuple[int, int]:

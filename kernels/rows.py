@@ -1,4 +1,4 @@
-"""Records of operators that work along one dimension: softmax, norms and reductions."""
+"""Records of operators that work along dimensions: softmax, norms, running sums, reductions."""
 
 from collections.abc import Callable
 from math import inf, prod
@@ -6,8 +6,8 @@ from math import inf, prod
 import numpy as np
 
 from ark_dist.core.dtype import DType
-from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, register
-from ark_dist.core.shape import Box, full_box, normalize_axis
+from ark_dist.core.op import Argument, Array, Attrs, AttrValue, Kernel, Op, Specs, register
+from ark_dist.core.shape import Box, Shape, full_box, normalize_axis
 from ark_dist.core.target import Cost, Target
 from ark_dist.core.view import Spec
 from ark_dist.kernels.rules import (
@@ -24,7 +24,17 @@ from ark_dist.kernels.rules import (
 # Exponentials and divisions weigh more than one operation each.
 ROW_OPS_PER_ELEMENT = 8
 AXIS = Argument("axis", "int", "the dimension to work along; negative counts from the end", "-1")
-KEEPDIMS = Argument("keepdims", "bool", "keep the dimension with size 1", "True")
+AXES = Argument(
+    "axis",
+    "int | Sequence[int] | None",
+    "the dimensions to reduce, None for all; negative counts from the end",
+    None,
+)
+WEIGHT = Argument("weight", "Tensor | None", "factors, one per element along `axis`", "None")
+BIAS = Argument("bias", "Tensor | None", "summands, one per element along `axis`", "None")
+KEEPDIMS = "keep reduced dimensions with size 1"
+# Results of argmax are int32.
+MOST_INDICES = 2**31 - 1
 
 
 def row_axis(name: str, specs: Specs, attrs: Attrs) -> int:
@@ -34,35 +44,57 @@ def row_axis(name: str, specs: Specs, attrs: Attrs) -> int:
     return normalize_axis(name, attrs["axis"], len(specs[0].shape))
 
 
+def axes_of(name: str, axis: AttrValue, ndim: int) -> tuple[int, ...]:
+    """The dimensions that a reduction folds, counted from 0, in increasing order."""
+    if axis is None:
+        return tuple(range(ndim))
+    given = axis if isinstance(axis, tuple) else (axis,)
+    if given and not ndim:
+        raise ValueError(f"{name}: the tensor has no dimensions; reshape it to (1,)")
+    axes = [normalize_axis(name, item, ndim) for item in given]
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"{name}: axis {axis} names a dimension twice; name each once")
+    return tuple(sorted(axes))
+
+
 def row_op(
     name: str,
     summary: str,
     arguments: tuple[Argument, ...],
     dtypes: tuple[str, ...],
-    reference: Callable[[Array, int, Attrs], Array],
-    *,
-    params: tuple[str, ...] = (),
-    has_prologue: bool = False,
+    reference: Callable[[tuple[Array, ...], int, Attrs], Array],
+    kernel: Kernel,
 ) -> Op:
-    """Register an operator that maps each row along `axis` to a row of the same length."""
+    """Register an operator that maps each row along `axis` to a row of the same length.
+
+    Inputs after the first are vectors along the rows.
+    """
 
     def infer(specs: Specs, attrs: Attrs) -> Spec:
         check_dtypes(name, dtypes, specs)
-        row_axis(name, specs, attrs)
-        for param in params:
-            value = attrs[param]
-            if not isinstance(value, (int, float)) or not 0 <= value < inf:
-                raise ValueError(f"{name}: {param} is {value!r}; it must be a number, 0 or more")
+        axis = row_axis(name, specs, attrs)
+        _check_vectors(name, arguments, specs, axis)
+        for argument in arguments:
+            value = attrs.get(argument.name)
+            if argument.annotation == "float" and not _is_size(value):
+                raise ValueError(
+                    f"{name}: {argument.name} is {value!r}; it must be a number, 0 or more"
+                )
         return specs[0]
 
     def in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...]:
         axis = row_axis(name, specs, attrs)
-        return ((*box[:axis], (0, specs[0].shape[axis]), *box[axis + 1 :]),)
+        row = (0, specs[0].shape[axis])
+        return ((*box[:axis], row, *box[axis + 1 :]), *((row,) for _ in specs[1:]))
 
     def run(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
+        ndim = tiles[0].ndim
+        axis = int_attr(attrs, "axis") % ndim
+        shape = [-1 if d == axis else 1 for d in range(ndim)]
         # NaN and infinities are data like any other.
         with np.errstate(all="ignore"):
-            return reference(tiles[0], int_attr(attrs, "axis") % tiles[0].ndim, attrs)
+            vectors = (vector.reshape(shape) for vector in tiles[1:])
+            return reference((tiles[0], *vectors), axis, attrs)
 
     def tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
         axis = row_axis(name, specs, attrs)
@@ -86,12 +118,27 @@ def row_op(
             sharding=None,
             gradient=None,
             effect="none",
-            kernel=Kernel("row", f"ark_{name}", params, has_prologue),
+            kernel=kernel,
             expand=None,
             parts=None,
             is_public=True,
         )
     )
+
+
+def _is_size(value: AttrValue) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value < inf
+
+
+def _check_vectors(name: str, arguments: tuple[Argument, ...], specs: Specs, axis: int) -> None:
+    """Raise ValueError unless all inputs after the first are vectors along the rows."""
+    wanted = (specs[0].shape[axis],)
+    for argument, spec in zip(arguments[1:], specs[1:], strict=False):
+        if spec.shape != wanted:
+            raise ValueError(
+                f"{name}: {argument.name} is {spec.shape}; along dimension {axis} of "
+                f"{specs[0].shape} it must be {wanted}"
+            )
 
 
 def row_cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
@@ -104,32 +151,47 @@ def reduction(
     name: str,
     summary: str,
     dtypes: tuple[str, ...],
-    reference: Callable[[Array, int], Array],
+    reference: Callable[[Array, tuple[int, ...]], Array],
     *,
-    result: DType | None = None,
+    of_nothing: bool = False,
+    axis: Argument = AXES,
     keepdims: str = "True",
+    result: DType | None = None,
 ) -> Op:
-    """Register an operator that maps each row along `axis` to one element."""
+    """Register an operator that maps the elements along the dimensions `axis` to one.
+
+    `of_nothing` says whether there is a result for no elements.
+    """
 
     def infer(specs: Specs, attrs: Attrs) -> Spec:
         check_dtypes(name, dtypes, specs)
         shape = specs[0].shape
-        axis = row_axis(name, specs, attrs)
-        others = (*shape[:axis], *shape[axis + 1 :])
-        if shape[axis] == 0 and 0 not in others:
-            raise ValueError(f"{name}: dimension {axis} of {shape} is empty; nothing to reduce")
-        kept = (1,) if attrs["keepdims"] else ()
-        return Spec((*shape[:axis], *kept, *shape[axis + 1 :]), result or specs[0].dtype)
+        axes = axes_of(name, attrs["axis"], len(shape))
+        spec = Spec(_reduced(shape, axes, attrs["keepdims"]), result or specs[0].dtype)
+        empty = next((d for d in axes if shape[d] == 0), None)
+        if empty is not None and not of_nothing and 0 not in spec.shape:
+            raise ValueError(f"{name}: dimension {empty} of {shape} is empty; nothing to reduce")
+        if result is not None and prod(shape[d] for d in axes) > MOST_INDICES:
+            raise ValueError(
+                f"{name}: {shape} has more than {MOST_INDICES} elements to choose from; "
+                "reduce parts of it"
+            )
+        return spec
 
     def in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...]:
-        axis = row_axis(name, specs, attrs)
-        rest = box[axis + 1 :] if attrs["keepdims"] else box[axis:]
-        return ((*box[:axis], (0, specs[0].shape[axis]), *rest),)
+        shape = specs[0].shape
+        axes = axes_of(name, attrs["axis"], len(shape))
+        rest = iter(box)
+        found: list[tuple[int, int]] = []
+        for d, size in enumerate(shape):
+            kept = next(rest) if attrs["keepdims"] or d not in axes else None
+            found.append((0, size) if d in axes or kept is None else kept)
+        return (tuple(found),)
 
     def run(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
-        axis = int_attr(attrs, "axis") % tiles[0].ndim
+        axes = axes_of(name, attrs["axis"], tiles[0].ndim)
         with np.errstate(all="ignore"):
-            return reference(tiles[0], axis).reshape([b - a for a, b in box])
+            return reference(tiles[0], axes).reshape([b - a for a, b in box])
 
     def tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
         parts = parts_worth(reduce_cost(specs, out, attrs, full_box(out.shape)), target)
@@ -143,8 +205,8 @@ def reduction(
             summary=summary,
             arguments=(
                 Argument("input", "Tensor", "the tensor to reduce", None),
-                AXIS if name == "argmax" else Argument("axis", "int", AXIS.doc, None),
-                Argument("keepdims", "bool", KEEPDIMS.doc, keepdims),
+                axis,
+                Argument("keepdims", "bool", KEEPDIMS, keepdims),
             ),
             dtypes=dtypes,
             infer=infer,
@@ -162,6 +224,13 @@ def reduction(
             is_public=True,
         )
     )
+
+
+def _reduced(shape: Shape, axes: tuple[int, ...], is_kept: AttrValue) -> Shape:
+    """The shape without the dimensions `axes`, or with size 1 there."""
+    if is_kept:
+        return tuple(1 if d in axes else size for d, size in enumerate(shape))
+    return tuple(size for d, size in enumerate(shape) if d not in axes)
 
 
 def reduce_cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:

@@ -5,12 +5,16 @@ from itertools import pairwise
 from math import prod
 
 import numpy as np
+import numpy.typing as npt
 
-from ark_dist.core.dtype import BOOL, DType
+from ark_dist.core.dtype import BOOL, FLOATS, NUMBERS, DType
 from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, register
 from ark_dist.core.shape import Box, Shape, box_size, broadcast_shapes, full_box
 from ark_dist.core.target import Cost, Target
 from ark_dist.core.view import Spec
+
+# Floats as references get them.
+Floats = npt.NDArray[np.float64]
 
 INPUT = Argument("input", "Tensor", "the tensor to work on", None)
 OTHER = Argument("other", "Operand", "the second tensor, or a number", None)
@@ -86,9 +90,13 @@ def broadcast_box(shape: Shape, box: Box) -> Box:
 
 def map_tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
     """Tiles of an elementwise operator: any cut will do, outermost dimensions first."""
-    parts = parts_worth(map_cost(specs, out, attrs, full_box(out.shape)), target)
-    units = (1,) * (len(out.shape) - 1) + (LINE_ELEMENTS,) * min(len(out.shape), 1)
-    return spread(out.shape, parts, units) if out.shape else ((),)
+    return cut_map(out.shape, parts_worth(map_cost(specs, out, attrs, full_box(out.shape)), target))
+
+
+def cut_map(shape: Shape, parts: int) -> tuple[Box, ...]:
+    """Cut an output that any cut will do for into about `parts` boxes."""
+    units = (1,) * (len(shape) - 1) + (LINE_ELEMENTS,) * min(len(shape), 1)
+    return spread(shape, parts, units) if shape else ((),)
 
 
 def map_cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
@@ -109,19 +117,53 @@ def elementwise(
     reference: Callable[..., Array],
     *,
     result: DType | None = None,
+    params: tuple[str, ...] = (),
+    check: Callable[[Attrs], None] | None = None,
+    ops_per_element: int = 1,
 ) -> Op:
-    """Register an elementwise operator; `result` is its output dtype if not the inputs'."""
+    """Register an elementwise operator.
 
-    def infer(specs: Specs, attrs: Attrs) -> Spec:
-        check_dtypes(name, dtypes, specs)
-        return Spec(broadcast_shapes(name, *(s.shape for s in specs)), result or specs[0].dtype)
+    Args:
+        name: as in `Op`.
+        summary: as in `Op`.
+        arguments: as in `Op`.
+        dtypes: what the tensors that share a dtype may have.
+        reference: tiles, then the attributes in `params` -> the result, in NumPy.
+        result: the output's dtype if not the one that is shared.
+        params: attributes that reference and C++ function take.
+        check: raises ValueError for bad attributes.
+        ops_per_element: roughly, for the cost.
+    """
 
     def run(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
         with np.errstate(all="ignore"):
-            value = reference(*tiles)
+            value = reference(*tiles, *(attrs[param] for param in params))
         return np.broadcast_to(value, tuple(b - a for a, b in box))
 
-    infer.__module__ = __name__
+    infer = map_infer(name, arguments, dtypes, result, check)
+    kernel = Kernel("map", f"ark_{name}", params)
+    return map_op(name, summary, arguments, dtypes, infer, run, kernel, ops_per_element)
+
+
+def map_op(
+    name: str,
+    summary: str,
+    arguments: tuple[Argument, ...],
+    dtypes: tuple[str, ...],
+    infer: Callable[[Specs, Attrs], Spec],
+    reference: Callable[[tuple[Array, ...], Attrs, Box], Array],
+    kernel: Kernel,
+    ops_per_element: int = 1,
+) -> Op:
+    """Register an operator that computes each element from those in the same place."""
+
+    def cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
+        once = map_cost(specs, out, attrs, box)
+        return Cost(once.bytes, once.ops * ops_per_element)
+
+    def tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
+        return cut_map(out.shape, parts_worth(cost(specs, out, attrs, full_box(out.shape)), target))
+
     return register(
         Op(
             name=name,
@@ -131,13 +173,13 @@ def elementwise(
             infer=infer,
             view=None,
             in_boxes=map_boxes,
-            reference=run,
-            tiles=map_tiles,
-            cost=map_cost,
+            reference=reference,
+            tiles=tiles,
+            cost=cost,
             sharding="...",
             gradient=None,
             effect="none",
-            kernel=Kernel("map", f"ark_{name}"),
+            kernel=kernel,
             expand=None,
             parts=None,
             is_public=True,
@@ -145,11 +187,49 @@ def elementwise(
     )
 
 
-def comparison(name: str, summary: str, reference: Callable[..., Array]) -> Op:
-    """Register an elementwise comparison of two tensors that gives bool."""
-    from ark_dist.core.dtype import NUMBERS
+def map_infer(
+    name: str,
+    arguments: tuple[Argument, ...],
+    dtypes: tuple[str, ...],
+    result: DType | None,
+    check: Callable[[Attrs], None] | None,
+) -> Callable[[Specs, Attrs], Spec]:
+    """The rule for an elementwise operator's output: shapes broadcast, dtypes are one."""
+    tensors = tuple(argument for argument in arguments if argument.is_tensor)
 
-    return elementwise(name, summary, (INPUT, OTHER), NUMBERS, reference, result=BOOL)
+    def infer(specs: Specs, attrs: Attrs) -> Spec:
+        for argument, spec in zip(tensors, specs, strict=True):
+            if argument.dtype not in (None, spec.dtype.name):
+                raise TypeError(
+                    f"{name}: {argument.name} is {spec.dtype}; it must be {argument.dtype}: "
+                    "compare the tensor, or cast it"
+                )
+        given = zip(tensors, specs, strict=True)
+        shared = tuple(spec for argument, spec in given if argument.dtype is None)
+        check_dtypes(name, dtypes, shared)
+        if check is not None:
+            check(attrs)
+        shape = broadcast_shapes(name, *(spec.shape for spec in specs))
+        return Spec(shape, result or shared[0].dtype)
+
+    return infer
+
+
+def function(
+    name: str, summary: str, reference: Callable[..., Array], *, ops_per_element: int
+) -> Op:
+    """Register a function of one floating point tensor, computed in fp32."""
+    return elementwise(name, summary, (INPUT,), FLOATS, reference, ops_per_element=ops_per_element)
+
+
+def comparison(
+    name: str,
+    summary: str,
+    reference: Callable[..., Array],
+    dtypes: tuple[str, ...] = NUMBERS,
+) -> Op:
+    """Register an elementwise comparison of two tensors that gives bool."""
+    return elementwise(name, summary, (INPUT, OTHER), dtypes, reference, result=BOOL)
 
 
 def no_reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
@@ -164,8 +244,10 @@ def view_op(
     infer: Callable[[Specs, Attrs], Spec],
     view: Callable[..., object],
     sharding: str | None,
+    *,
+    parts: Callable[[Specs, Attrs], int] | None = None,
 ) -> Op:
-    """Register an operator that only looks at memory in another way."""
+    """Register an operator that only looks at memory in another way, or in several ways."""
     from ark_dist.core.dtype import ALL_DTYPES
 
     return register(
@@ -185,7 +267,7 @@ def view_op(
             effect="none",
             kernel=None,
             expand=None,
-            parts=None,
+            parts=parts,
             is_public=True,
         )
     )

@@ -28,6 +28,9 @@ from ark_dist.launch import cache, cpuinfo
 BASE_FLAGS = (
     *("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-exceptions", "-fno-rtti"),
     *("-fwrapv", "-fno-math-errno", "-ffp-contract=fast", "-nostdlib++"),
+    # Nobody reads the flags of floating point exceptions; to keep them, GCC would not vectorize
+    # what a `?:` needs on one side only.
+    "-fno-trapping-math",
 )
 LINK_FLAGS = ("-lm",)  # after the source; -nostdlib++ leaves it out
 # Without -mcpu zig takes the CPU it finds.

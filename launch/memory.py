@@ -54,6 +54,18 @@ class Arenas:
         """A box of a buffer as an array over its arena."""
         return self.buffer(region.buffer)[tuple(slice(a, b) for a, b in region.box)]
 
+    def read(self, view: View) -> Array:
+        """A copy of what a view holds."""
+        return np.array(self.view(view))
+
+    def write(self, view: View, value: Array) -> None:
+        """Store an array of the view's shape and dtype."""
+        self.view(view)[...] = value
+
+    def store(self, buffer_id: int, data: Array) -> None:
+        """Fill a buffer from an array of its shape and dtype."""
+        self.buffer(buffer_id)[...] = data
+
 
 def allocate(plan: Plan) -> Arenas:
     """Allocate all arenas, poison activations and outputs, fill constants and states."""
@@ -73,11 +85,8 @@ def reset_state(arenas: Arenas, kinds: tuple[str, ...] = ("state",)) -> None:
     """Fill the buffers of these kinds with their initial values."""
     for buffer in arenas.plan.buffers:
         if buffer.kind in kinds:
-            target = arenas.buffer(buffer.id)
-            if buffer.initial is None:
-                target.reshape(-1).view(np.uint8)[:] = 0
-            else:
-                target[...] = as_array(buffer.initial, buffer.dtype, buffer.shape)
+            zeros = bytes(buffer.size_bytes) if buffer.initial is None else buffer.initial
+            arenas.store(buffer.id, as_array(zeros, buffer.dtype, buffer.shape))
 
 
 def _allocate(arena: str, size_bytes: int) -> Bytes:

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 
 from ark_dist.core.abi import MAX_WORKERS
-from ark_dist.core.errors import DeviceNotFoundError
 from ark_dist.core.graph import Graph
 from ark_dist.core.plan import Plan
 from ark_dist.core.settings import Settings
@@ -12,18 +11,25 @@ from ark_dist.core.target import Target, cpu_target, wide_target
 from ark_dist.launch.cpuinfo import best_isa
 from ark_dist.launch.devices.base import Device
 from ark_dist.launch.devices.cpu import CpuDevice
+from ark_dist.launch.devices.cuda import CudaDevice, gpu_properties, has_gpu
+from ark_dist.launch.devices.emulated import EmulatedDevice
 from ark_dist.launch.devices.null import NullDevice
 from ark_dist.launch.devices.numpy import NumpyDevice
 from ark_dist.launch.session import Session, SessionOptions
 from ark_dist.scheduler.plan import PlanOptions, make_plan
 
-DeviceFactory = Callable[[Plan, Settings], Device]
+# Plan, settings, and which GPU of this machine.
+DeviceFactory = Callable[[Plan, Settings, int], Device]
 
 DEVICES: dict[str, DeviceFactory] = {
-    "cpu": CpuDevice,
-    "numpy": lambda plan, settings: NumpyDevice(plan),
-    "null": lambda plan, settings: NullDevice(plan),
+    "cpu": lambda plan, settings, gpu_id: CpuDevice(plan, settings),
+    "numpy": lambda plan, settings, gpu_id: NumpyDevice(plan),
+    "null": lambda plan, settings, gpu_id: NullDevice(plan),
+    "cuda": CudaDevice,
+    "emulated": lambda plan, settings, gpu_id: EmulatedDevice(plan, settings),
 }
+# CTAs of an emulated GPU, unless somebody asks for another number.
+EMULATED_WORKERS = 4
 
 
 def available_cores() -> int:
@@ -41,25 +47,28 @@ def find_device(name: str, settings: Settings) -> str:
     if name == "auto" and settings.device is not None:
         name = settings.device
     if name == "auto":
-        name = "cpu"
-    if name == "cuda":
-        raise DeviceNotFoundError(
-            "device 'cuda': there is no CUDA executor on this machine; use device='cpu'"
-        )
+        name = "cuda" if has_gpu() else "cpu"
     if name not in DEVICES:
         raise ValueError(
-            f"device is {name!r}; it must be one of auto, cuda, {', '.join(sorted(DEVICES))}"
+            f"device is {name!r}; it must be one of auto, {', '.join(sorted(DEVICES))}"
         )
     return name
 
 
-def target_for(device: str, settings: Settings, worker_count: int | None) -> Target:
+def target_for(
+    device: str, settings: Settings, worker_count: int | None, gpu_id: int = 0
+) -> Target:
     """The target a plan is made for on this machine."""
-    workers = worker_count or settings.worker_count or available_cores()
+    asked = worker_count or settings.worker_count
+    if device == "cuda":
+        gpu = gpu_properties(gpu_id)
+        return wide_target(asked or gpu.worker_count, gpu.arch, "cuda")
+    if device == "emulated":
+        return wide_target(asked or EMULATED_WORKERS, kind="cuda")
     if device == "null":
-        return wide_target(workers)
+        return wide_target(asked or available_cores())
     if device == "cpu":
-        return cpu_target(workers, settings.isa or best_isa())
+        return cpu_target(asked or available_cores(), settings.isa or best_isa())
     return cpu_target(worker_count or 1, kind=device)
 
 
@@ -70,12 +79,12 @@ def open_session(
     settings: Settings,
     worker_count: int | None = None,
     options: PlanOptions | None = None,
+    gpu_id: int = 0,
 ) -> Session:
     """Plan the graph for a device and return the session that will run it."""
     device = find_device(device, settings)
     if worker_count is not None and not 1 <= worker_count <= MAX_WORKERS:
         raise ValueError(f"workers is {worker_count}; it must be 1 to {MAX_WORKERS}")
-    plan = make_plan(graph, target_for(device, settings, worker_count), options)
-    return Session(
-        plan, DEVICES[device](plan, settings), SessionOptions(timeout_s=settings.timeout_s)
-    )
+    plan = make_plan(graph, target_for(device, settings, worker_count, gpu_id), options)
+    runner = DEVICES[device](plan, settings, gpu_id)
+    return Session(plan, runner, SessionOptions(timeout_s=settings.timeout_s))

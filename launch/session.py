@@ -16,7 +16,7 @@ from ark_dist.core.plan import Plan
 from ark_dist.core.view import View
 from ark_dist.launch.devices.base import Device
 from ark_dist.launch.machine import Command, Scalars
-from ark_dist.launch.memory import Arenas, allocate, reset_state
+from ark_dist.launch.memory import Arenas, reset_state
 
 # Which call is legal in which state, and the state after it. `docs/lifecycle.md` shows this.
 TRANSITIONS = {
@@ -84,20 +84,20 @@ class Session:
             state = self._next("compile")
             self._device.compile(on_compile)
             if self._arenas is None:
-                self._arenas = allocate(self.plan)
+                self._arenas = self._device.allocate()
             self._state = state
 
     def write(self, view: View, value: Array) -> None:
         """Copy an array of the view's shape and dtype into the program's memory."""
         with self._calling("write"):
             self._next("write")
-            self.memory.view(view)[...] = value
+            self.memory.write(view, value)
 
     def read(self, view: View) -> Array:
         """Return a copy of what the program's memory holds."""
         with self._calling("read"):
             self._next("read")
-            return np.array(self.memory.view(view))
+            return self.memory.read(view)
 
     def reset_state(self) -> None:
         """Set all state tensors back to their initial values."""

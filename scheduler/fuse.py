@@ -167,6 +167,9 @@ def _add_prologues(
             continue
         if any(_aliases_output({norm.id}, nodes[h], nodes) for h in hosts):
             continue
+        members = ({norm.id, *result[h].nodes} for h in hosts)
+        if any(_operand_count(m, nodes) > MAX_GROUP_OPERANDS for m in members):
+            continue
         for host in hosts:
             result[host] = replace(result[host], nodes=(norm.id, *result[host].nodes))
         del result[last]

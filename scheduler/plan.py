@@ -16,6 +16,7 @@ from ark_dist.scheduler.deps import (
     next_turn_edges,
     same_turn_edges,
 )
+from ark_dist.scheduler.expand import expand
 from ark_dist.scheduler.fuse import fuse
 from ark_dist.scheduler.memory import Lifetime, Placement, lifetimes, place, place_activations
 from ark_dist.scheduler.order import Policy, Queues, earliest_finish
@@ -63,21 +64,30 @@ def make_plan(
     """Plan all methods of a rank's graph for one target."""
     options = options or PlanOptions()
     verify_graph(graph)
-    drafts = [_draft(method, graph.buffers, target, options) for method in graph.methods]
-    places, arena_bytes = place(graph.buffers, [d.placement for d in drafts])
+    methods, buffers = _expanded(graph, target)
+    drafts = [_draft(method, buffers, target, options) for method in methods]
+    places, arena_bytes = place(buffers, [d.placement for d in drafts])
     plan = Plan(
         PLAN_VERSION,
         graph.name,
         rank,
         world_size,
         target,
-        graph.buffers,
+        buffers,
         places,
         arena_bytes,
         tuple(_method(draft, target, options) for draft in drafts),
     )
     verify_plan(plan)
     return plan
+
+
+def _expanded(graph: Graph, target: Target) -> tuple[tuple[GraphMethod, ...], tuple[Buffer, ...]]:
+    methods, buffers = [], graph.buffers
+    for method in graph.methods:
+        steps, buffers = expand(method, buffers, target)
+        methods.append(steps)
+    return tuple(methods), buffers
 
 
 def _draft(

@@ -13,13 +13,18 @@ from ark_dist.core.dtype import DTYPES, DType
 from ark_dist.core.op import OPS, Array, Attrs, AttrValue, Op
 from ark_dist.core.shape import Shape
 
-# Operators of whole programs: they have tests of their own.
-SPECIAL = ("command_scalar", "stop_when")
+# Operators that have tests of their own: of whole programs, and of attention and its like.
+SPECIAL = (
+    *("command_scalar", "stop_when", "rope", "sample"),
+    *("attention", "attention_part", "attention_merge", "matmul_part"),
+)
 TESTED = tuple(sorted(name for name in OPS if name not in SPECIAL))
 SHAPES = 22  # cases of one operator and dtype: at least 20 is what was asked for
 SIZES = (1, 1, 2, 3, 5, 7, 16, 17, 33, 64, 130)
 FORMS = ("plain", "plain", "transposed", "narrowed", "broadcast", "reshaped")
 TABLE_ROWS = 9
+# Inputs of int32 that count TABLE_ROWS places, by operator and position.
+INDEX_INPUTS = (("embedding", 0), ("gather", 1), ("scatter", 2))
 
 # Where floats leave the ranges of integers, and halves between numbers of a narrower float.
 EDGES = (
@@ -89,6 +94,32 @@ def _rows(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue
     return (shape,), {"axis": axis, "keepdims": bool(rng.random() < 0.5), "eps": eps}
 
 
+def _norm(vectors: int) -> Shaper:
+    """Rows, with up to so many vectors along them."""
+
+    def shapes(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
+        (shape,), attrs = _rows(rng, number)
+        axis = attrs["axis"]
+        assert isinstance(axis, int)
+        return (shape, *[(shape[axis],)] * int(rng.integers(0, vectors + 1))), attrs
+
+    return shapes
+
+
+def _reduction(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
+    """Rows along any dimensions, in any order, or along all."""
+    (shape,), attrs = _rows(rng, number)
+    dims = rng.permutation(len(shape))[: int(rng.integers(0, len(shape) + 1))]
+    axes = tuple(int(d) - len(shape) * int(rng.random() < 0.5) for d in dims)
+    axis = (attrs["axis"], axes, axes, None)[number % 4]
+    return (shape,), {**attrs, "axis": attrs["axis"] if number == 7 else axis}
+
+
+def _argmax(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
+    (shape,), attrs = _rows(rng, number)
+    return (shape,), {**attrs, "axis": None if number % 4 == 3 and number != 7 else attrs["axis"]}
+
+
 def _matmul(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
     m, n = (int(rng.choice([1, 2, 3, 5, 6, 7, 13, 64, 75, 130])) for _ in range(2))
     k = int(rng.choice([1, 2, 5, 16, 65, 257]))
@@ -145,6 +176,102 @@ def _narrow(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrVal
     return (shape,), {"axis": axis, "start": start, "length": length}
 
 
+def _around(rng: Rng, number: int, axis_size: int) -> tuple[Shape, int]:
+    """A shape with `axis_size` along a dimension, and that dimension, sometimes from the end."""
+    shape = random_shape(rng, 1 + number % 4, 900)
+    axis = int(rng.integers(len(shape)))
+    if number == 7:
+        shape = (0, 2, 3)
+        axis = 1
+    shape = (*shape[:axis], axis_size, *shape[axis + 1 :])
+    return shape, axis - len(shape) * int(rng.random() < 0.3)
+
+
+def _gather(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
+    shape, axis = _around(rng, number, TABLE_ROWS)
+    index = [int(rng.integers(min(n, 1), n + 1)) if rng.random() < 0.4 else n for n in shape]
+    index[axis] = int(rng.choice([0, 1, 3, 9, 40]))
+    return (shape, tuple(index)), {"axis": axis}
+
+
+def _scatter(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
+    count = int(rng.choice([0, 1, 1, 4, 17]))
+    shape, axis = _around(rng, number, TABLE_ROWS - 1 + count)
+    source = [count if d == axis % len(shape) else n for d, n in enumerate(shape)]
+    positions: list[Shape] = [(), (1,)]
+    positions += [(shape[0],)] * 3 if axis % len(shape) else []
+    return (shape, tuple(source), positions[number % len(positions)]), {"axis": axis}
+
+
+def _concat(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
+    shape, axis = _around(rng, number, 1)
+    sizes = rng.integers(0, 40, 1 + number % 20).tolist()
+    inputs = (
+        tuple(size if d == axis % len(shape) else n for d, n in enumerate(shape)) for size in sizes
+    )
+    return tuple(inputs), {"axis": axis}
+
+
+def _split(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
+    size = int(rng.integers(1, 9))
+    sizes = rng.integers(0, 9, 5).tolist()
+    split_size = size if number % 2 else tuple(sizes)
+    count = int(rng.integers(1, 40)) if number % 2 else sum(sizes)
+    shape, axis = _around(rng, number, count)
+    parts = -(-count // size) if number % 2 else len(sizes)
+    return (shape,), {"split_size": split_size, "axis": axis, "part": int(rng.integers(parts))}
+
+
+def _sharding(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
+    size, parts = int(rng.integers(1, 9)), int(rng.integers(1, 5))
+    shape, axis = _around(rng, number, size * parts)
+    return (shape,), {"dim_per_shard": size, "axis": axis, "part": int(rng.integers(parts))}
+
+
+def _view(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
+    # Of any other tensor it depends on the memory whether there is a view.
+    shape = random_shape(rng, number % 5, 2000)
+    wide = tuple(n for size in shape for n in ((1, size) if rng.random() < 0.3 else (size,)))
+    wide = wide[:8]
+    free = int(rng.integers(len(wide))) if wide and number % 2 else -1
+    return (shape,), {"shape": tuple(-1 if d == free else n for d, n in enumerate(wide))}
+
+
+def _slice(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
+    shape = random_shape(rng, 1 + number % 4)
+    count = int(rng.integers(len(shape) + 1))
+    ends = [sorted(rng.integers(-n - 2, n + 3, 2).tolist()) for n in shape[:count]]
+    starts, stops = (tuple(end[i] for end in ends) for i in (0, 1))
+    steps = tuple(rng.choice([1, 1, 2, 3], count).tolist()) if number % 3 else None
+    return (shape,), {"starts": starts, "stops": stops, "steps": steps}
+
+
+def _im2col(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
+    attrs: dict[str, AttrValue] = {}
+    sizes = []
+    for side in ("height", "width"):
+        kernel, dilation, pad = (int(rng.integers(*r)) for r in ((1, 4), (1, 4), (0, 3)))
+        least = max(dilation * (kernel - 1) + 1 - 2 * pad, 0)
+        sizes.append(least + int(rng.integers(0, 9)))
+        stride = int(rng.integers(1, 4))
+        numbers = {"kernel": kernel, "stride": stride, "pad": pad, "dilation": dilation}
+        attrs |= {f"{name}_{side}": value for name, value in numbers.items()}
+    batch: Shape = () if number % 3 == 0 else (int(rng.integers(1, 4)),)
+    channels = 0 if number == 7 else int(rng.integers(1, 5))
+    return ((*batch, channels, *sizes),), attrs
+
+
+def _scale(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
+    inputs, _ = _elementwise(1)(rng, number)
+    # Numbers of fp32, which the operator rounds to.
+    return inputs, {"val": float(np.float32(rng.choice([0.0, 1.0, -0.5, rng.uniform(-9, 9)])))}
+
+
+def _gelu(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
+    inputs, _ = _elementwise(1)(rng, number)
+    return inputs, {"approximate": "tanh" if number % 2 else "none"}
+
+
 def _cast(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
     inputs, _ = _elementwise(1)(rng, number)
     return inputs, {"dtype": tuple(DTYPES)[number % len(DTYPES)]}
@@ -160,6 +287,21 @@ SHAPERS: dict[str, Shaper] = {
     "broadcast_to": _broadcast_to,
     "narrow": _narrow,
     "cast": _cast,
+    "scale": _scale,
+    "gelu": _gelu,
+    "layernorm": _norm(2),
+    "rmsnorm": _norm(1),
+    "cumsum": _rows,
+    "argmax": _argmax,
+    **dict.fromkeys(("reduce_sum", "reduce_mean", "reduce_max", "reduce_min"), _reduction),
+    "gather": _gather,
+    "scatter": _scatter,
+    "concat": _concat,
+    "split": _split,
+    "sharding": _sharding,
+    "view": _view,
+    "slice": _slice,
+    "im2col": _im2col,
 }
 CASE_COUNTS = {"cast": 3 * len(DTYPES)}
 
@@ -173,23 +315,25 @@ def shaper(op: Op) -> Shaper:
     return _elementwise(sum(argument.is_tensor for argument in op.arguments))
 
 
-def input_dtypes(op: Op, dtype: str) -> tuple[str, ...]:
-    """The dtypes of an operator's inputs when it is tried with `dtype`."""
-    if op.name == "embedding":
-        return ("int32", dtype)
-    return (dtype,) * sum(argument.is_tensor for argument in op.arguments)
+def input_dtypes(op: Op, dtype: str, count: int | None = None) -> tuple[str, ...]:
+    """The dtypes of an operator's inputs, `count` if it takes any number, tried with `dtype`."""
+    if any(argument.is_list for argument in op.arguments):
+        return (dtype,) * (2 if count is None else count)
+    return tuple(argument.dtype or dtype for argument in op.arguments if argument.is_tensor)
 
 
 def attributes(op: Op, made: Attrs) -> dict[str, AttrValue]:
     """The attributes an operator takes: those that were made, defaults for the rest."""
     attrs: dict[str, AttrValue] = {}
     for argument in op.arguments:
-        if argument.is_tensor or argument.name == "deps":
+        if argument.is_tensor or argument.is_list or argument.name == "deps":
             continue
         if argument.name in made:
             attrs[argument.name] = made[argument.name]
         elif argument.default is not None:
             attrs[argument.name] = ast.literal_eval(argument.default)
+    if op.parts is not None:
+        attrs["part"] = made["part"]
     return attrs
 
 
@@ -199,7 +343,8 @@ def add_case(builder: GraphBuilder, op: Op, dtype: str, number: int, rng: Rng) -
     attrs = attributes(op, made)
     is_special = number % 3 == 2
     leaves, looks, values, texts = [], [], [], []
-    for shape, name in zip(shapes, input_dtypes(op, dtype), strict=True):
+    # Optional tensors may be left out.
+    for shape, name in zip(shapes, input_dtypes(op, dtype, len(shapes)), strict=False):
         form = str(rng.choice(FORMS))
         leaf, value, look = _input(builder, shape, name, form, rng)
         leaves.append(leaf)
@@ -251,7 +396,7 @@ def _input(
 def fill_leaf(case: Case, position: int, rng: Rng) -> Array:
     """Random data for one leaf of a case."""
     view = case.leaves[position].view
-    if case.op == "embedding" and position == 0:
+    if (case.op, position) in INDEX_INPUTS:
         return rng.integers(0, TABLE_ROWS, view.shape, np.int32)
     return random_data(
         rng, view.shape, view.dtype, is_special=case.is_special, is_wide=case.op == "cast"

@@ -6,7 +6,13 @@ import pytest
 
 from ark_dist.core.builder import GraphBuilder, Value
 from ark_dist.core.op import AttrValue
-from ark_dist.scheduler.fuse import MAX_GROUP_NODES, MIN_PROLOGUE_COLUMNS, fuse, materialized
+from ark_dist.scheduler.fuse import (
+    MAX_GROUP_NODES,
+    MAX_GROUP_OPERANDS,
+    MIN_PROLOGUE_COLUMNS,
+    fuse,
+    materialized,
+)
 from tests.random_graphs import random_model
 
 Groups = list[list[str]]
@@ -37,8 +43,10 @@ class Model:
         }  # fmt: skip
         return self.builder.apply("matmul", [a, b], attrs | changes)
 
-    def norm(self, x: Value, axis: int = -1) -> Value:
-        return self.apply("layernorm", x, axis=axis, eps=1e-5)
+    def norm(self, x: Value, axis: int = -1, *, op: str = "layernorm", vectors: int = 0) -> Value:
+        size = x.view.shape[axis]
+        along = [self.builder.parameter((size,), "fp32") for _ in range(vectors)]
+        return self.apply(op, x, *along, axis=axis, eps=1e-5)
 
     def groups(self, *, is_enabled: bool = True, method: int = 0) -> Groups:
         """The operators of each group."""
@@ -108,6 +116,25 @@ def test_a_norm_runs_inside_the_matmuls_that_read_it(model: Model, consumers: in
     assert model.groups() == [["layernorm", "matmul", "relu"]] * consumers
 
 
+@pytest.mark.parametrize(("op", "vectors"), [("layernorm", 2), ("rmsnorm", 0), ("rmsnorm", 1)])
+def test_every_norm_runs_inside_with_its_parameters(model: Model, op: str, vectors: int) -> None:
+    normed = model.norm(model.x, op=op, vectors=vectors)
+    for _ in range(2):
+        model.apply("relu", model.matmul(normed))
+    assert model.groups() == [[op, "matmul", "relu"]] * 2
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2])
+def test_a_norms_parameters_count_as_operands_of_the_group(model: Model, spare: int) -> None:
+    """Two vectors more than the matmul's group had, which has its rows, weight and output."""
+    value = model.matmul(model.norm(model.x, vectors=2))
+    for _ in range(MAX_GROUP_OPERANDS - 3 - spare):
+        value = model.apply("add", value, model.builder.tensor((8, WIDE), "fp32"))
+    count = MAX_GROUP_OPERANDS - 3 - spare
+    chain = ["matmul", *["add"] * count]
+    assert model.groups() == ([["layernorm"], chain] if spare < 2 else [["layernorm", *chain]])
+
+
 def test_a_norm_with_five_readers_is_computed_once(model: Model) -> None:
     normed = model.norm(model.x)
     for _ in range(5):
@@ -159,6 +186,13 @@ def norm_of_a_state_that_is_written_before_the_matmul(model: Model) -> None:
     model.matmul(normed)
 
 
+def norm_whose_weight_is_written_before_the_matmul(model: Model) -> None:
+    weight = model.builder.state((64,), "fp32")
+    normed = model.apply("layernorm", model.x, weight, axis=-1, eps=1e-5)
+    model.apply("relu", model.builder.tensor((64,), "fp32"), output=weight)
+    model.matmul(normed)
+
+
 def norm_spread_over_a_batch(model: Model) -> None:
     normed = model.norm(model.builder.tensor((1, 8, 64), "fp32"))
     model.product(normed, model.builder.parameter((3, 64, WIDE), "fp32"))
@@ -170,6 +204,7 @@ def norm_spread_over_a_batch(model: Model) -> None:
         narrow_matmul, norm_along_rows, norm_as_right_operand, norm_on_both_sides, turned_norm,
         norm_seen_through_a_view, norm_with_another_reader, kept_norm,
         norm_of_a_state_that_is_written_before_the_matmul, norm_spread_over_a_batch,
+        norm_whose_weight_is_written_before_the_matmul,
     ],
 )  # fmt: skip
 def test_a_norm_that_can_not_run_inside_stays_outside(model: Model, build: object) -> None:

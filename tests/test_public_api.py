@@ -58,12 +58,14 @@ NAMES = [
     "convert_state_dict",
     "fp16",
     "fp32",
+    "full",
     "init",
     "int32",
     "int8",
     "keep",
     "load",
     "method",
+    "ones",
     "parameter",
     "rank",
     "save",
@@ -73,6 +75,7 @@ NAMES = [
     "uint32",
     "uint8",
     "world_size",
+    "zeros",
 ]
 
 

@@ -6,12 +6,15 @@ import numpy as np
 
 LINE_BYTES = 64
 COMMAND_RING = 64
+# The method of the command that ends a kernel on a GPU.
+EXIT = 0xFFFFFFFF
 MAX_SCALARS = 16
 MAX_WORKERS = 1024
 
-# Task flags.
+# Task flags; above them, the slots of the weight stream that a task takes.
 EFFECT = 1
 STOP = 2
+SLOTS_SHIFT = 8
 
 # Reasons to abort, in the abort word.
 RUNNING = 0
@@ -75,7 +78,7 @@ TASK = Record(
         ("operands", "u4", 1, "first of its addresses in the operand table"),
         ("waits", "u4", 1, "first of its rows in the wait table"),
         ("wait_count", "u4", 1, "how many waits"),
-        ("flags", "u4", 1, "EFFECT, STOP"),
+        ("flags", "u4", 1, "EFFECT, STOP; its slots << SLOTS_SHIFT"),
         ("counter", "u4", 1, "the counter it raises"),
         ("id", "u4", 1, "its id in the plan"),
     ),
@@ -237,6 +240,59 @@ CONFIG = Record(
     ),
 )
 
+# `ark_segment` in kernels/device/ring.h, which stands by itself.
+SEGMENT = Record(
+    "segment",
+    "What goes into one slot of the weight ring: `count` runs of `bytes`, `pitch` apart.",
+    (
+        ("source", "u8", 1, "address, a multiple of 16"),
+        ("pitch", "u8", 1, "bytes, a multiple of 16"),
+        ("bytes", "u4", 1, "of one run, a multiple of 16"),
+        ("count", "u4", 1, "how many runs"),
+        ("unused", "u8", 1, "0"),
+    ),
+)
+HOST = Record(
+    "host",
+    "Words in the host's memory through which it talks with a kernel on a GPU.",
+    (
+        ("posted", "u8", 1, "sequence number of the last command"),
+        ("completed", "u8", 1, "sequence number of the last completed command"),
+    ),
+    True,
+)
+LAUNCH = Record(
+    "launch",
+    "Addresses and sizes that a kernel on a GPU starts with.",
+    (
+        ("tasks", "u8", 1, "ark_task[]"),
+        ("params", "u8", 1, "int64_t[]"),
+        ("operands", "u8", 1, "void*[]"),
+        ("waits", "u8", 1, "ark_wait[]"),
+        ("queues", "u8", 1, "ark_queue[method][worker]"),
+        ("methods", "u8", 1, "ark_method[]"),
+        ("streams", "u8", 1, "ark_queue[method][worker]: rows of the weight stream"),
+        ("segments", "u8", 1, "ark_segment[]: what fills one slot each"),
+        ("counters", "u8", 1, "ark_counter[]"),
+        ("control", "u8", 1, "ark_control"),
+        ("method_states", "u8", 1, "ark_method_state[]"),
+        ("commands", "u8", 1, "ark_command[COMMAND_RING]: copies of the host's"),
+        ("forwarded", "u8", 1, "ark_counter: commands copied"),
+        ("statuses", "u8", 1, "ark_status[worker]"),
+        ("failures", "u8", 1, "ark_failure[worker]"),
+        ("traces", "u8", 1, "ark_trace[worker][trace_rows], or 0"),
+        ("trace_counts", "u8", 1, "ark_counter[worker]: rows written"),
+        ("trace_rows", "u8", 1, "rows per worker, a power of 2"),
+        ("scratch", "u8", 1, "fp32[worker][scratch_elems]"),
+        ("scratch_elems", "u8", 1, "elements per worker"),
+        ("host", "u8", 1, "ark_host, in the host's memory"),
+        ("host_commands", "u8", 1, "ark_command[COMMAND_RING], in the host's memory"),
+        ("timeout_ns", "u8", 1, "limit of a wait without progress"),
+        ("worker_count", "u4", 1, "how many workers"),
+        ("method_count", "u4", 1, "how many methods"),
+    ),
+)
+
 RECORDS = (
     TASK,
     OPERAND,
@@ -252,10 +308,14 @@ RECORDS = (
     MAILBOX,
     TRACE,
     CONFIG,
+    HOST,
+    LAUNCH,
 )
 _CONSTANTS = {
     "EFFECT": EFFECT,
     "STOP": STOP,
+    "SLOTS_SHIFT": SLOTS_SHIFT,
+    "EXIT": EXIT,
     "RUNNING": RUNNING,
     "HOST_ABORT": HOST_ABORT,
     "STALLED": STALLED,

@@ -1,5 +1,6 @@
 """Turn API calls into a Graph; shapes and dtypes are inferred on the way."""
 
+import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -160,13 +161,13 @@ class GraphBuilder:
     ) -> Value:
         """Add one operator and return its result.
 
-        Python numbers among `inputs` become constants of the first tensor's dtype.
+        Python numbers among `inputs` become constants of the dtype that the tensors share.
         `output` names a state, or a tensor nobody used yet, to write into; the result also
         comes after all of `deps`.
         Raises ValueError or TypeError with the operator's message; nothing is added then.
         """
         op = find_op(op_name)
-        attrs = dict(attrs or {})
+        attrs = {**_defaults(op), **(attrs or {})}
         specs = self._check_inputs(op, inputs)
         spec = op.infer(specs, attrs)
         _check_result(op_name, spec)
@@ -185,7 +186,10 @@ class GraphBuilder:
         if op.view is not None:
             return self._apply_view(op, values, attrs, after, output, name)
         target = self._output_view(op_name, spec, output, name)
-        self._add_node(op, values, attrs, after, target, name)
+        if op.pieces is not None:
+            self._add_pieces(op, values, attrs, after, target, name)
+        else:
+            self._add_node(op, values, attrs, after, target, name)
         for value in values:
             self._unconsumed.pop(value, None)
         result = output if output is not None else Value(self, target)
@@ -260,9 +264,12 @@ class GraphBuilder:
         return buffer
 
     def _check_inputs(self, op: Op, inputs: Sequence[Operand]) -> tuple[Spec, ...]:
-        """Shape and dtype of each input; a number has the first tensor's dtype."""
+        """Shape and dtype of each input; a number has the dtype of the first that shares it."""
         _check_count(op, len(inputs))
-        first = next((v for v in inputs if isinstance(v, Value)), None)
+        tensors = [argument for argument in op.arguments if argument.is_tensor]
+        apart = {i for i, argument in enumerate(tensors) if argument.dtype is not None}
+        sharing = (v for i, v in enumerate(inputs) if i not in apart)
+        first = next((v for v in sharing if isinstance(v, Value)), None)
         number = " or a number" if first is not None else ""
         specs = []
         for position, item in enumerate(inputs):
@@ -270,8 +277,10 @@ class GraphBuilder:
                 self._check_own(op.name, item)
                 specs.append(item.view.spec)
             elif first is not None and isinstance(item, (bool, int, float, np.number, np.bool_)):
-                check_number(op.name, item, first.view.dtype)
-                specs.append(Spec((), first.view.dtype))
+                own = tensors[position].dtype if position in apart else None
+                dtype = as_dtype(own) if own is not None else first.view.dtype
+                check_number(op.name, item, dtype)
+                specs.append(Spec((), dtype))
             else:
                 raise TypeError(
                     f"{op.name}: input {position} is {type(item).__name__}; "
@@ -356,6 +365,32 @@ class GraphBuilder:
         else:
             self._append(op.name, views, attrs, after, target)
 
+    def _add_pieces(
+        self,
+        op: Op,
+        values: Sequence[Value],
+        attrs: Mapping[str, AttrValue],
+        after: tuple[View, ...],
+        target: View,
+        name: str | None,
+    ) -> None:
+        """Copy each input to its place in the result."""
+        assert op.pieces is not None
+        place = target
+        if self._would_overwrite_inputs(op, [v.view for v in values], target):
+            # A piece would be read after another one was written over it.
+            place = whole_view(
+                self._add_buffer(
+                    "activation", op.name, target.shape, target.dtype, name, self._method
+                )
+            )
+        copy = find_op("copy")
+        pieces = op.pieces(tuple(v.view.spec for v in values), attrs, place)
+        for value, piece in zip(values, pieces, strict=True):
+            self._add_node(copy, [value], {}, after, piece, name)
+        if place is not target:
+            self._add_node(copy, [Value(self, place)], {}, (), target, name)
+
     def _would_overwrite_inputs(self, op: Op, views: Sequence[View], target: View) -> bool:
         shape = self._buffers[target.buffer].shape
         return any(
@@ -424,7 +459,22 @@ def _check_result(op_name: str, spec: Spec) -> None:
         raise ValueError(f"{op_name}: the result's {error}") from None
 
 
+def _defaults(op: Op) -> dict[str, AttrValue]:
+    """The attributes that need not be given."""
+    return {
+        argument.name: ast.literal_eval(argument.default)
+        for argument in op.arguments
+        if argument.default is not None
+        and not argument.is_tensor
+        and "Tensor" not in argument.annotation
+    }
+
+
 def _check_count(op: Op, count: int) -> None:
+    if any(argument.is_list for argument in op.arguments):
+        if not count:
+            raise ValueError(f"{op.name}: the list of tensors is empty; give at least one")
+        return
     most = sum(argument.is_tensor for argument in op.arguments)
     least = most - sum(argument.is_optional for argument in op.arguments)
     if not least <= count <= most:

@@ -25,15 +25,19 @@ class Argument:
         name: its Python name.
         annotation: its Python type, as written; "Tensor" marks an input of the graph,
             "Operand" an input that may also be a Python number, "Tensor | None" one that
-            may be left out, together with those after it.
+            may be left out, together with those after it. "Sequence[Tensor]" without a
+            default is any number of inputs.
         doc: one line for the docstring.
         default: its default as Python source, or None if it must be given.
+        dtype: the dtype that this tensor has whatever the others have, such as the condition's
+            of `where`; None for tensors that share one.
     """
 
     name: str
     annotation: str
     doc: str
     default: str | None
+    dtype: str | None = None
 
     @property
     def is_tensor(self) -> bool:
@@ -44,6 +48,11 @@ class Argument:
     def is_optional(self) -> bool:
         """Whether it is an input of the graph that may be left out."""
         return self.annotation == "Tensor | None"
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it is any number of inputs of the graph; `deps`, which has a default, is not."""
+        return self.annotation == "Sequence[Tensor]" and self.default is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +71,8 @@ class Kernel:
             nothing but the elements that it writes.
         scratch: inputs, output spec, attributes, box -> fp32 elements of scratch memory that a
             "tile" function needs; None is none.
+        failure: what a call of `ark_fail` means, for errors, with {value} and {limit} in it; ""
+            where there is none.
     """
 
     frame: str
@@ -71,6 +82,7 @@ class Kernel:
     is_conversion: bool = False
     is_in_place: bool = False
     scratch: Callable[[Specs, Spec, Attrs, Box], int] | None = None
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +94,13 @@ class Step:
         inputs: what it reads: i >= 0 is the whole operator's input i, -1 - k is the result of
             step k.
         attrs: its attributes.
+        looks: for each input, the view of it that the step reads; empty is all as they are.
     """
 
     op: str
     inputs: tuple[int, ...]
     attrs: tuple[tuple[str, AttrValue], ...]
+    looks: tuple[Callable[[View], View], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +125,15 @@ class Op:
         gradient: None until reverse mode is there.
         effect: "none", or "stop" for the operator that may end a run, "command" for the
             one that reads a command's scalars.
-        kernel: how generated code computes it; None for views.
+        kernel: how generated code computes it; None for views and for `pieces`.
         expand: inputs, output spec, attributes, target -> the steps that compute it there,
             the last one its output; empty where it stays one node. None is never.
         parts: inputs, attributes -> how many results its function returns, as a list; each is
             the view for one value of the attribute `part`, which the user does not give.
             None for one result.
         is_public: whether users may call it; the parts of expanded operators are not.
+        pieces: inputs, attributes, result -> for each input, the view of the result that is a
+            copy of it; together they are all of it. None for all that are not put together.
     """
 
     name: str
@@ -137,6 +153,7 @@ class Op:
     expand: Callable[[Specs, Spec, Attrs, Target], tuple[Step, ...]] | None
     parts: Callable[[Specs, Attrs], int] | None
     is_public: bool
+    pieces: Callable[[Specs, Attrs, View], tuple[View, ...]] | None = None
 
 
 OPS: dict[str, Op] = {}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ark_dist.core.dtype import DTYPES
 from ark_dist.core.errors import PlanError
 from ark_dist.core.graph import BUFFER_KINDS, WRITABLE_KINDS, Buffer, Graph, GraphMethod, Node
-from ark_dist.core.op import OPS, Op
+from ark_dist.core.op import OPS, Op, reads_in_place
 from ark_dist.core.shape import MAX_DIMS, MAX_ELEMENTS, boxes_overlap
 from ark_dist.core.view import View
 
@@ -87,7 +87,7 @@ def buffer_problems(buffers: tuple[Buffer, ...]) -> Iterator[str]:
 
 def _node_problems(buffers: tuple[Buffer, ...], node: Node) -> Iterator[str]:
     op = OPS.get(node.op)
-    if op is None or op.view is not None:
+    if op is None or op.kernel is None:
         yield "the operator is unknown"
         return
     for view in (*node.inputs, node.output, *node.after):
@@ -117,11 +117,13 @@ def _node_problems(buffers: tuple[Buffer, ...], node: Node) -> Iterator[str]:
 
 def _argument_problems(op: Op, node: Node) -> Iterator[str]:
     """Yield what does not fit the operator's signature; its rules rely on it."""
-    tensors = [a.name for a in op.arguments if a.is_tensor]
+    most = sum(a.is_tensor for a in op.arguments)
+    least = most - sum(a.is_optional for a in op.arguments)
     # An operator of any number of tensors checks them itself.
     is_open = any("Sequence[Tensor]" in a.annotation for a in op.arguments)
-    if len(node.inputs) != len(tensors) and not is_open:
-        yield f"it has {len(node.inputs)} inputs; {op.name} takes {len(tensors)}"
+    if not least <= len(node.inputs) <= most and not is_open:
+        takes = f"{least} to {most}" if least < most else f"{most}"
+        yield f"it has {len(node.inputs)} inputs; {op.name} takes {takes}"
     wanted = {a.name: a.annotation for a in op.arguments if not a.is_tensor}
     if op.effect == "command":
         wanted["name"] = "str"
@@ -136,10 +138,9 @@ def _argument_problems(op: Op, node: Node) -> Iterator[str]:
 
 
 def _alias_problems(buffers: tuple[Buffer, ...], op: Op, node: Node) -> Iterator[str]:
-    is_map = op.kernel is not None and op.kernel.frame == "map"
     shape = buffers[node.output.buffer].shape
-    for view in node.inputs:
-        same = is_map and view == node.output
+    for position, view in enumerate(node.inputs):
+        same = view == node.output and reads_in_place(op, position)
         if (
             view.buffer == node.output.buffer
             and not same

@@ -288,7 +288,8 @@ class _Footprint:
                 if view == self._output and part != box:
                     raise ValueError(f"node {node.id} reads what other tiles of its group write")
                 if view not in self._made:
-                    reads.add(self._region(view, part))
+                    # A buffer without dimensions has no empty region to stand for no element.
+                    reads |= {self._region(view, part)} if box_size(part) else set()
                 elif wanted.setdefault(view, part) != part:
                     raise ValueError(
                         f"node {node.id} needs another part of a result than its group makes"

@@ -2,6 +2,12 @@
 
 #include <stdint.h>
 
+#if defined(ARK_GPU)  // ark_gpu.h came first
+#define ARK_FN GPU_FN
+#define ARK_PART GPU_PART
+#define ARK_COLD GPU_PART
+#define ARK_INDEPENDENT
+#else
 #define ARK_FN inline __attribute__((always_inline))
 // Large parts that many task functions share: compiled once, not into each.
 #define ARK_PART __attribute__((noinline))
@@ -11,10 +17,25 @@
 #else
 #define ARK_INDEPENDENT _Pragma("GCC ivdep")
 #endif
+#endif
 #define ARK_LIKELY(x) __builtin_expect(!!(x), 1)
 
 typedef bool ark_bool;
+#if defined(ARK_GPU)
+struct ark_fp16 {
+  uint16_t bits;
+};
+ARK_FN float ark_fp16_to_float(ark_fp16 x) { return gpu_fp16_to_float(x.bits); }
+ARK_FN ark_fp16 ark_float_to_fp16(float x) { return ark_fp16{gpu_float_to_fp16(x)}; }
+ARK_FN float ark_sqrt(float x) { return gpu_sqrt(x); }
+ARK_FN float ark_rint(float x) { return gpu_rint(x); }
+#else
 typedef _Float16 ark_fp16;
+ARK_FN float ark_fp16_to_float(ark_fp16 x) { return float(x); }
+ARK_FN ark_fp16 ark_float_to_fp16(float x) { return ark_fp16(x); }
+ARK_FN float ark_sqrt(float x) { return __builtin_sqrtf(x); }
+ARK_FN float ark_rint(float x) { return __builtin_rintf(x); }
+#endif
 
 // Brain float: the upper half of an fp32.
 struct ark_bf16 {
@@ -48,7 +69,7 @@ ARK_FN ark_compute<T> ark_load(T x) {
 }
 template <>
 ARK_FN float ark_load<ark_fp16>(ark_fp16 x) {
-  return float(x);
+  return ark_fp16_to_float(x);
 }
 template <>
 ARK_FN float ark_load<ark_bf16>(ark_bf16 x) {
@@ -61,7 +82,7 @@ ARK_FN T ark_store(ark_compute<T> x) {
 }
 template <>
 ARK_FN ark_fp16 ark_store<ark_fp16>(float x) {
-  return ark_fp16(x);
+  return ark_float_to_fp16(x);
 }
 template <>
 ARK_FN ark_bf16 ark_store<ark_bf16>(float x) {
@@ -93,83 +114,11 @@ constexpr bool ark_is_integer = !ark_is_bool<T> && !ark_is_float<T>;
 template <class T>
 struct ark_limits {
   static constexpr bool is_signed = T(-1) < T(0);
-  static constexpr T lowest = is_signed ? T(int64_t(-1) << (8 * sizeof(T) - 1)) : T(0);
+  static constexpr T lowest = is_signed ? T(-(int64_t(1) << (8 * sizeof(T) - 1))) : T(0);
   static constexpr T highest = T(~lowest);
   static constexpr float lowest_float = float(lowest);
   static constexpr float above = float(double(highest) + 1.0);
 };
 
-ARK_FN float ark_sqrt(float x) { return __builtin_sqrtf(x); }
-
-// exp in fp32, within 1 ulp or so: 2^n * p(r) with r in [-ln2/2, ln2/2] and the Taylor
-// polynomial of degree 7. Written without branches so that loops over it vectorize.
-ARK_FN float ark_exp(float x) {
-  const float low = -104.0f, high = 89.0f;
-  const float clamped = x < low ? low : (x > high ? high : x);
-  const float n = __builtin_rintf(clamped * 1.44269504088896341f);
-  const float r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
-  float p = 1.0f / 5040;
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  // Two steps, so that results below the normal range round once and overflow gives inf.
-  const int32_t half = int32_t(n) / 2, rest = int32_t(n) - half;
-  const float scaled = p * ark_from_bits(uint32_t(half + 127) << 23) *
-                       ark_from_bits(uint32_t(rest + 127) << 23);
-  return x != x ? x : scaled;
-}
-
-// Lanes of partial sums: a fixed order of additions that vectorizes.
-constexpr int ARK_LANES = 16;
-
-// Sum of n values given by index, in a fixed order.
-template <class T, class Row>
-ARK_FN T ark_sum(const Row& row, int64_t n) {
-  T lanes[ARK_LANES] = {};
-  int64_t i = 0;
-  for (; i + ARK_LANES <= n; i += ARK_LANES)
-    for (int lane = 0; lane < ARK_LANES; ++lane) lanes[lane] += row(i + lane);
-  for (int lane = 0; i < n; ++i, ++lane) lanes[lane] += row(i);
-  for (int width = ARK_LANES / 2; width > 0; width /= 2)
-    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-  return lanes[0];
-}
-
-// Largest of n values given by index; a NaN wins.
-template <class T, class Row>
-ARK_FN T ark_max(const Row& row, int64_t n) {
-  T lanes[ARK_LANES];
-  for (int lane = 0; lane < ARK_LANES; ++lane) lanes[lane] = row(0);
-  int64_t i = 0;
-  for (; i + ARK_LANES <= n; i += ARK_LANES)
-    for (int lane = 0; lane < ARK_LANES; ++lane) {
-      const T x = row(i + lane);
-      lanes[lane] = x > lanes[lane] || x != x ? x : lanes[lane];
-    }
-  for (int lane = 0; i < n; ++i, ++lane) {
-    const T x = row(i);
-    lanes[lane] = x > lanes[lane] || x != x ? x : lanes[lane];
-  }
-  T top = lanes[0];
-  for (int lane = 1; lane < ARK_LANES; ++lane)
-    top = lanes[lane] > top || lanes[lane] != lanes[lane] ? lanes[lane] : top;
-  return top;
-}
-
-// A row of elements with a stride, read in the compute type.
-template <class T>
-struct ark_row {
-  const T* data;
-  int64_t stride;
-  ARK_FN ark_compute<T> operator()(int64_t i) const { return ark_load<T>(data[i * stride]); }
-};
-
-// What normalizes one row: (x - shift) * scale.
-struct ark_affine {
-  float shift;
-  float scale;
-};
+// Correctly rounded.
+ARK_FN float ark_divide(float a, float b) { return a / b; }

@@ -1,5 +1,7 @@
 // What task bodies tell the kernel: decisions to end a run, and data they can't work on.
 
+ARK_FN const ark_command* ark_command_of(const ark_worker& worker) { return worker.command; }
+
 // Take the failure record; returns whether it holds a failure.
 ARK_COLD bool ark_lock_failure(ark_failure& failure) {
   constexpr uint32_t empty = 0, locked = 1, full = 2;

@@ -1,16 +1,5 @@
 // The loop nest around every task body: outer dimensions by odometer, the rest by the frame.
 
-struct ark_worker;
-
-// What a task body gets: its parameters, its operands' addresses, and its worker.
-struct ark_call {
-  const int64_t* params;
-  void* const* operands;
-  float* scratch;
-  ark_worker* worker;
-  const ark_task* task;
-};
-
 // Parameters: [dims, extent per dim, stride per dim and operand, extra...]; strides count
 // elements. Walks the outer dimensions of a tile, keeping one offset per operand.
 template <int OPERANDS>
@@ -33,7 +22,7 @@ struct ark_loop {
 
   template <class T>
   ARK_FN T* at(const ark_call& call, int operand) const {
-    return static_cast<T*>(call.operands[operand]) + offset[operand];
+    return ark_operand<T>(call, operand) + offset[operand];
   }
 
   // Step to the next position; false after the last one.
@@ -48,14 +37,3 @@ struct ark_loop {
     return false;
   }
 };
-
-// Read a row into fp32.
-template <class T>
-ARK_FN void ark_load_row(float* to, const T* from, int64_t n, int64_t stride) {
-  if (stride == 1) {
-    ARK_INDEPENDENT
-    for (int64_t i = 0; i < n; ++i) to[i] = ark_load<T>(from[i]);
-  } else {
-    for (int64_t i = 0; i < n; ++i) to[i] = ark_load<T>(from[i * stride]);
-  }
-}

@@ -9,6 +9,7 @@ struct ark_team {
   ARK_FN void sync() const {}
 
   // f(i) for all i below n, spread over the members; the calls must not depend on each other.
+  // The same i of the same n is the same member's every time.
   template <class F>
   ARK_FN void each(int64_t n, const F& f) const {
     ARK_INDEPENDENT
@@ -19,5 +20,11 @@ struct ark_team {
   template <class T, class Combine>
   ARK_FN T combine(T value, const Combine&) const {
     return value;
+  }
+
+  // Combine the values of all members of lower rank, in their order; the first gets `start`.
+  template <class T, class Combine>
+  ARK_FN T scan_exclusive(T, const Combine&, T start) const {
+    return start;
   }
 };

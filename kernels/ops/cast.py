@@ -1,12 +1,13 @@
 """Convert a tensor to another dtype."""
 
 import numpy as np
+import numpy.typing as npt
 
-from ark_dist.core.dtype import ALL_DTYPES, DTYPES, DType
-from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, register
+from ark_dist.core.dtype import ALL_DTYPES, BF16, DTYPES, DType
+from ark_dist.core.op import Argument, Array, Attrs, Kernel, Specs
 from ark_dist.core.shape import Box
 from ark_dist.core.view import Spec
-from ark_dist.kernels.rules import INPUT, map_boxes, map_cost, map_tiles
+from ark_dist.kernels.rules import INPUT, Floats, map_op
 
 SUMMARY = """Convert a tensor to `dtype`.
 
@@ -25,6 +26,17 @@ def _infer(specs: Specs, attrs: Attrs) -> Spec:
     return Spec(specs[0].shape, _dtype(attrs))
 
 
+def _odd(value: Floats) -> npt.NDArray[np.float32]:
+    """Cut to fp32; the last bit is 1 where something was lost, so that rounding again is safe."""
+    near = np.atleast_1d(value).astype(np.float32)
+    bits = near.view(np.uint32).copy()
+    is_cut = (near != value) & ~np.isnan(near)
+    bits -= is_cut & (np.abs(near) > np.abs(value))
+    bits |= is_cut
+    cut: npt.NDArray[np.float32] = bits.view(np.float32).reshape(value.shape)
+    return cut
+
+
 def _reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
     value, dtype = tiles[0], _dtype(attrs)
     if dtype.kind == "bool":
@@ -32,31 +44,21 @@ def _reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
     if dtype.is_float:
         # Straight from float64, which holds every dtype; what is too large becomes infinite.
         with np.errstate(over="ignore"):
-            return np.asarray(value.astype(np.float64).astype(dtype.numpy))
+            wide = value.astype(np.float64)
+            # ml_dtypes would go through fp32 and round twice.
+            return np.asarray((_odd(wide) if dtype is BF16 else wide).astype(dtype.numpy))
     if np.issubdtype(value.dtype, np.floating):
         whole = np.nan_to_num(np.trunc(value.astype(np.float64)), nan=0.0)
         return np.asarray(np.clip(whole, *dtype.limits).astype(dtype.numpy))
     return value.astype(dtype.numpy)
 
 
-register(
-    Op(
-        name="cast",
-        summary=SUMMARY,
-        arguments=(INPUT, Argument("dtype", "DTypeLike", "the dtype of the result", None)),
-        dtypes=ALL_DTYPES,
-        infer=_infer,
-        view=None,
-        in_boxes=map_boxes,
-        reference=_reference,
-        tiles=map_tiles,
-        cost=map_cost,
-        sharding="...",
-        gradient=None,
-        effect="none",
-        kernel=Kernel("map", "ark_cast", is_conversion=True),
-        expand=None,
-        parts=None,
-        is_public=True,
-    )
+map_op(
+    "cast",
+    SUMMARY,
+    (INPUT, Argument("dtype", "DTypeLike", "the dtype of the result", None)),
+    ALL_DTYPES,
+    _infer,
+    _reference,
+    Kernel("map", "ark_cast", is_conversion=True),
 )

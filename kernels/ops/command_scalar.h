@@ -1,7 +1,11 @@
 // Store a scalar of the command, in its first iteration, if the command carries it.
 ARK_FN void ark_command_scalar(const ark_call& call) {
-  ark_worker* worker = call.worker;
+  const ark_worker& worker = *call.worker;
+  const ark_command* command = ark_command_of(worker);
   const int64_t slot = call.params[0], size_bytes = call.params[1];
-  if (worker->turn != worker->first_turn || !(worker->command->given >> slot & 1)) return;
-  __builtin_memcpy(call.operands[0], &worker->command->scalars[slot], size_bytes);
+  if (worker.turn != worker.first_turn || !(command->given >> slot & 1)) return;
+  const uint64_t bits = command->scalars[slot];
+  // Little endian: the value's bytes come first.
+  for (int64_t i = 0; i < size_bytes; ++i)
+    ark_operand<uint8_t>(call, 0)[i] = uint8_t(bits >> (8 * i));
 }

@@ -13,6 +13,7 @@ SUMMARY = """Return weight[input]: row `input[i]` of the table for each index.
 
 `input` is int32 of any shape, `weight` is (rows, width); the result is (*input.shape, width).
 An index outside [0, rows) ends the run with a TaskError that names it."""
+FAILURE = "index {value} is outside the table of {limit} rows"
 
 
 def _infer(specs: Specs, attrs: Attrs) -> Spec:
@@ -33,7 +34,7 @@ def _reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
     index, table = tiles[0].astype(np.int64), tiles[1]
     outside = index[(index < 0) | (index >= len(table))]
     if outside.size:
-        raise IndexError(f"index {int(outside[0])} is outside the table of {len(table)} rows")
+        raise IndexError(FAILURE.format(value=int(outside[0]), limit=len(table)))
     return np.asarray(table[index])
 
 
@@ -48,7 +49,7 @@ register(
         name="embedding",
         summary=SUMMARY,
         arguments=(
-            Argument("input", "Tensor", "int32 indices", None),
+            Argument("input", "Tensor", "int32 indices", None, dtype="int32"),
             Argument("weight", "Tensor", "the table, (rows, width)", None),
         ),
         dtypes=ALL_DTYPES,
@@ -61,7 +62,7 @@ register(
         sharding=None,
         gradient=None,
         effect="none",
-        kernel=Kernel("gather", "ark_embedding"),
+        kernel=Kernel("gather", "ark_embedding", failure=FAILURE),
         expand=None,
         parts=None,
         is_public=True,

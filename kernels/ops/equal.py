@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from ark_dist.core.dtype import NUMBERS
 from ark_dist.kernels.rules import comparison
 
-comparison("equal", "Whether elements are equal, as bool; NaN equals nothing.", np.equal)
+SUMMARY = "Whether elements are equal, as bool; NaN equals nothing."
+
+comparison("equal", SUMMARY, np.equal, (*NUMBERS, "bool"))

@@ -51,17 +51,19 @@ ARK_PART void ark_matmul_micro(float* sums, int64_t sums_stride, const float* a,
       *reinterpret_cast<ark_vector*>(sums + i * sums_stride + v * ARK_VECTOR) = c[i][v];
 }
 
-// Pack `rows` x `depth` of A into panels of MR rows, depth-major, padded with zeros.
+// Pack `rows` x `depth` of A, from depth `first`, into panels of MR rows, depth-major, padded
+// with zeros.
 template <class T, class Prologue>
 ARK_PART void ark_matmul_pack_a(float* to, const T* a, int64_t row_stride, int64_t depth_stride,
-                              int64_t rows, int64_t depth, const Prologue& prologue) {
+                              int64_t first, int64_t rows, int64_t depth,
+                              const Prologue& prologue) {
   for (int64_t i0 = 0; i0 < rows; i0 += ARK_MR, to += ARK_MR * depth) {
     for (int r = 0; r < ARK_MR; ++r) {
       const int64_t i = i0 + r;
       if (i < rows) {
         const T* row = a + i * row_stride;
         for (int64_t p = 0; p < depth; ++p)
-          to[p * ARK_MR + r] = prologue(i, ark_load<T>(row[p * depth_stride]));
+          to[p * ARK_MR + r] = prologue(i, first + p, ark_load<T>(row[p * depth_stride]));
       } else {
         for (int64_t p = 0; p < depth; ++p) to[p * ARK_MR + r] = 0;
       }
@@ -95,20 +97,22 @@ ARK_FN float ark_matmul_relu(float x) { return x < 0 ? 0 : x; }
 struct ark_matmul_no_prologue {
   template <class Row>
   ARK_FN void prepare(int64_t, const Row&, int64_t) {}
-  ARK_FN float operator()(int64_t, float x) const { return x; }
+  ARK_FN float operator()(int64_t, int64_t, float x) const { return x; }
 };
 
-// or the normalization of its row.
-template <class Norm>
+// or the normalization of its row, with the norm's weight and bias along it.
+template <class Norm, class Weight, class Bias>
 struct ark_matmul_norm {
   Norm norm;
+  Weight weight;
+  Bias bias;
   ark_affine rows[ARK_MC];
   template <class Row>
   ARK_FN void prepare(int64_t i, const Row& row, int64_t n) {
     rows[i] = norm(row, n);
   }
-  ARK_FN float operator()(int64_t i, float x) const {
-    return (x - rows[i].shift) * rows[i].scale;
+  ARK_FN float operator()(int64_t i, int64_t k, float x) const {
+    return ark_normalize(rows[i], x, k, weight, bias);
   }
 };
 
@@ -126,7 +130,7 @@ ARK_FN void ark_matmul_rows(float* sums, float* packed, const TA* a, const TB* b
       for (int64_t p0 = 0; p0 < s.k; p0 += ARK_KC) {
         const int64_t depth = s.k - p0 < ARK_KC ? s.k - p0 : ARK_KC;
         for (int64_t p = 0; p < depth; ++p)
-          packed[p] = prologue(i, ark_load<TA>(row[(p0 + p) * s.a_k]));
+          packed[p] = prologue(i, p0 + p, ark_load<TA>(row[(p0 + p) * s.a_k]));
         const TB* block = b + p0 * s.b_k + j0 * s.b_n;
         if (s.b_n == 1) {
           for (int64_t p = 0; p < depth; ++p) {
@@ -138,7 +142,7 @@ ARK_FN void ark_matmul_rows(float* sums, float* packed, const TA* a, const TB* b
           for (int64_t j = 0; j < columns; ++j) {
             const ark_row<TB> line{block + j * s.b_n, s.b_k};
             const auto product = [&](int64_t p) { return packed[p] * line(p); };
-            sums[j] += ark_sum<float>(product, depth);
+            sums[j] += ark_sum<float>(ark_team{}, product, depth);
           }
         }
       }
@@ -169,7 +173,7 @@ ARK_FN void ark_matmul(float* scratch, const TA* a, const TB* b, const ark_matmu
       for (int64_t i = 0; i < ARK_MC * ARK_NC; ++i) sums[i] = 0;
       for (int64_t p0 = 0; p0 < s.k; p0 += ARK_KC) {
         const int64_t depth = s.k - p0 < ARK_KC ? s.k - p0 : ARK_KC;
-        ark_matmul_pack_a(packed_a, a + i0 * s.a_m + p0 * s.a_k, s.a_m, s.a_k, rows, depth,
+        ark_matmul_pack_a(packed_a, a + i0 * s.a_m + p0 * s.a_k, s.a_m, s.a_k, p0, rows, depth,
                           prologue);
         ark_matmul_pack_b(packed_b, b + p0 * s.b_k + j0 * s.b_n, s.b_k, s.b_n, depth, columns);
         for (int64_t j = 0; j < columns; j += ARK_NR)

@@ -1,27 +1,37 @@
 """Multiply matrices, with broadcast batch dimensions."""
 
+from dataclasses import replace
+from functools import partial
 from math import prod
 
 import numpy as np
 
 from ark_dist.core.dtype import FLOATS
-from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, register
-from ark_dist.core.shape import Box, Shape, box_shape, broadcast_shapes, full_box
+from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, Step, register
+from ark_dist.core.shape import MAX_DIMS, Box, Shape, box_shape, broadcast_shapes, full_box
 from ark_dist.core.target import Cost, Target
-from ark_dist.core.view import Spec
+from ark_dist.core.view import Spec, View
 from ark_dist.kernels.rules import (
     INPUT,
     LINE_ELEMENTS,
     broadcast_box,
     check_dtypes,
     cut,
+    int_attr,
     parts_worth,
     spread,
 )
 
 SUMMARY = """Multiply matrices: the last two dimensions are (M, K) and (K, N), others broadcast.
 
-Products accumulate in fp32. `is_relu` replaces negative results by zero."""
+Products accumulate in fp32. `is_relu` replaces negative results by zero.
+
+`splitk` is a hint: K is cut into the largest number of equal parts that is not above it, their
+products are computed side by side in fp32, and then summed in a fixed order. With 1 a GPU may
+split by itself where it has more multiprocessors than there are tiles."""
+# Shorter parts of K are not worth a task of their own, unless they are asked for.
+MIN_PART = 256
+TURNED = ("transpose_input", "transpose_other")
 
 
 def sizes(spec: Spec, transposed: object) -> tuple[Shape, int, int]:
@@ -30,7 +40,8 @@ def sizes(spec: Spec, transposed: object) -> tuple[Shape, int, int]:
     return (batch, columns, rows) if transposed else (batch, rows, columns)
 
 
-def _infer(specs: Specs, attrs: Attrs) -> Spec:
+def result_spec(specs: Specs, attrs: Attrs) -> Spec:
+    """Shape and dtype of the product; raises ValueError or TypeError."""
     check_dtypes("matmul", FLOATS, specs)
     a, b = specs
     if len(a.shape) < 2 or len(b.shape) < 2:
@@ -43,10 +54,13 @@ def _infer(specs: Specs, attrs: Attrs) -> Spec:
         raise ValueError(
             f"matmul: inner sizes differ, a is {a.shape} and b is {b.shape}; transpose one?"
         )
+    if not isinstance(attrs["splitk"], int) or attrs["splitk"] < 1:
+        raise ValueError(f"matmul: splitk is {attrs['splitk']!r}; it must be 1 or more")
     return Spec((*broadcast_shapes("matmul", a_batch, b_batch), m, n), a.dtype)
 
 
-def _in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...]:
+def in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...]:
+    """The rows of one factor and the columns of the other, all of K."""
     a, b = specs
     inner = (0, sizes(a, attrs["transpose_input"])[2])
     a_tail = (inner, box[-2]) if attrs["transpose_input"] else (box[-2], inner)
@@ -57,7 +71,8 @@ def _in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...
     )
 
 
-def _reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
+def reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
+    """The product of what a tile reads."""
     a, b = tiles
     if attrs["transpose_input"]:
         a = a.swapaxes(-1, -2)
@@ -68,19 +83,25 @@ def _reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
     return np.maximum(product, 0.0) if attrs["is_relu"] else product
 
 
-def _cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
+def cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
+    """Factors are read once per tile, products and sums are two operations."""
     k = sizes(specs[0], attrs["transpose_input"])[2]
     *batch, m, n = box_shape(box)
     count = prod(batch)
-    itemsize = out.dtype.itemsize
-    return Cost(count * (m * k + k * n + m * n) * itemsize, 2 * count * m * n * k)
+    read = (m * k + k * n) * specs[0].dtype.itemsize
+    return Cost(count * (read + m * n * out.dtype.itemsize), 2 * count * m * n * k)
 
 
-def _tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
-    parts = parts_worth(_cost(specs, out, attrs, full_box(out.shape)), target)
-    *batch, m, n = out.shape
+def tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
+    """Boxes that read as little as they can."""
+    return cut_result(out.shape, parts_worth(cost(specs, out, attrs, full_box(out.shape)), target))
+
+
+def cut_result(shape: Shape, parts: int) -> tuple[Box, ...]:
+    """Cut (..., M, N) into about `parts` boxes: whole matrices, else rows and columns."""
+    *batch, m, n = shape
     if prod(batch) >= parts:
-        return spread(out.shape, parts, (*(1,) * len(batch), max(m, 1), max(n, 1)))
+        return spread(shape, parts, (*(1,) * len(batch), max(m, 1), max(n, 1)))
     outer = spread(tuple(batch), parts, (1,) * len(batch)) if batch else ((),)
     rows, columns = _grid(m, n, -(-parts // max(len(outer), 1)))
     return tuple(
@@ -103,6 +124,65 @@ def _grid(m: int, n: int, parts: int) -> tuple[int, int]:
     return min(options, key=lambda grid: (m / grid[0] + n / grid[1], grid[0]))
 
 
+def _parts(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> int:
+    """How many equal parts of K to compute side by side."""
+    k = sizes(specs[0], attrs["transpose_input"])[2]
+    hint = int_attr(attrs, "splitk")
+    if prod(out.shape) == 0 or k == 0 or len(out.shape) == MAX_DIMS:
+        return 1
+    if hint > 1:
+        return max(n for n in range(1, min(hint, k) + 1) if k % n == 0)
+    if target.counters != "group":
+        return 1
+    boxes = tiles(specs, out, attrs, target)
+    whole = cost(specs, out, attrs, boxes[0])
+    most = min(target.worker_count // len(boxes), k // MIN_PART)
+
+    def seconds(count: int) -> float:
+        part = target.seconds(Cost(whole.bytes // count, whole.ops // count))
+        if count == 1:
+            return part
+        # The sums of one worker: it reads fp32 parts and adds them.
+        moved = prod(out.shape) * count // target.worker_count
+        return part + target.hop_s + target.seconds(Cost(4 * moved, moved))
+
+    return min((n for n in range(1, most + 1) if k % n == 0), key=seconds, default=1)
+
+
+def _expand(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Step, ...]:
+    count = _parts(specs, out, attrs, target)
+    if count == 1:
+        return ()
+    turned = (attrs["transpose_input"], attrs["transpose_other"])
+    batch = len(out.shape) - 2
+    looks = tuple(
+        partial(_part_view, batch=batch, axis=axis, count=count)
+        for axis in (-2 if turned[0] else -1, -1 if turned[1] else -2)
+    )
+    part_attrs = (("is_relu", False), *zip(TURNED, turned, strict=True))
+    steps = [
+        Step("matmul_part", (0, 1), part_attrs, looks),
+        Step("reduce_sum", (-1,), (("axis", 0), ("keepdims", False))),
+    ]
+    if attrs["is_relu"]:
+        steps.append(Step("relu", (-len(steps),), ()))
+    if out.dtype.name != "fp32":
+        steps.append(Step("cast", (-len(steps),), (("dtype", out.dtype.name),)))
+    return tuple(steps)
+
+
+def _part_view(view: View, *, batch: int, axis: int, count: int) -> View:
+    """A matrix operand as `count` parts along K, a new first dimension of the batch."""
+    missing = batch - (len(view.shape) - 2)
+    shape, strides = list(view.shape), list(view.strides)
+    shape[axis] //= count
+    return replace(
+        view,
+        shape=(count, *(1,) * missing, *shape),
+        strides=(shape[axis] * strides[axis], *(0,) * missing, *strides),
+    )
+
+
 register(
     Op(
         name="matmul",
@@ -113,19 +193,20 @@ register(
             Argument("transpose_input", "bool", "swap the last two dimensions of input", "False"),
             Argument("transpose_other", "bool", "swap the last two dimensions of other", "False"),
             Argument("is_relu", "bool", "replace negative results by zero", "False"),
+            Argument("splitk", "int", "parts of K to compute side by side", "1"),
         ),
         dtypes=FLOATS,
-        infer=_infer,
+        infer=result_spec,
         view=None,
-        in_boxes=_in_boxes,
-        reference=_reference,
-        tiles=_tiles,
-        cost=_cost,
+        in_boxes=in_boxes,
+        reference=reference,
+        tiles=tiles,
+        cost=cost,
         sharding="...mk,...kn->...mn",
         gradient=None,
         effect="none",
         kernel=Kernel("matmul", "ark_matmul"),
-        expand=None,
+        expand=_expand,
         parts=None,
         is_public=True,
     )

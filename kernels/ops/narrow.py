@@ -26,7 +26,11 @@ def _infer(specs: Specs, attrs: Attrs) -> Spec:
 
 
 def _view(view: View, attrs: Attrs) -> View:
-    axis, start, length = _part(view.shape, attrs)
+    return narrowed(view, *_part(view.shape, attrs))
+
+
+def narrowed(view: View, axis: int, start: int, length: int) -> View:
+    """The part of a view from `start` on along a dimension."""
     return View(
         view.buffer,
         view.dtype,

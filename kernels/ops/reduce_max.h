@@ -1,5 +1,5 @@
 // Largest element of a row; a NaN wins.
-template <class T, class Row>
-ARK_FN T ark_reduce_max(const Row& row, int64_t n) {
-  return ark_max<T>(row, n);
+template <class T, class Team, class Row>
+ARK_FN T ark_reduce_max(const Team& team, const Row& row, int64_t n) {
+  return ark_max<T>(team, row, n);
 }

@@ -1,4 +1,4 @@
-"""Reduce one dimension to its max."""
+"""Reduce dimensions to their largest element."""
 
 import numpy as np
 
@@ -7,8 +7,8 @@ from ark_dist.core.op import Array
 from ark_dist.kernels.rows import reduction
 
 
-def _max(x: Array, axis: int) -> Array:
-    return np.asarray(x.max(axis=axis))
+def _max(x: Array, axes: tuple[int, ...]) -> Array:
+    return np.asarray(x.max(axis=axes))
 
 
 reduction("reduce_max", "Largest element along `axis`; NaN wins.", NUMBERS, _max)

@@ -1,5 +1,5 @@
 // Mean of a row.
-template <class T, class Row>
-ARK_FN T ark_reduce_mean(const Row& row, int64_t n) {
-  return ark_sum<T>(row, n) / T(n);
+template <class T, class Team, class Row>
+ARK_FN T ark_reduce_mean(const Team& team, const Row& row, int64_t n) {
+  return ark_sum<T>(team, row, n) / T(n);
 }

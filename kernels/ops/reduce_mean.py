@@ -1,4 +1,6 @@
-"""Reduce one dimension to its mean."""
+"""Reduce dimensions to their mean."""
+
+from math import prod
 
 import numpy as np
 
@@ -6,9 +8,13 @@ from ark_dist.core.dtype import FLOATS
 from ark_dist.core.op import Array
 from ark_dist.kernels.rows import reduction
 
+SUMMARY = """Mean along `axis`, accumulated in fp32.
 
-def _mean(x: Array, axis: int) -> Array:
-    return np.asarray(x.mean(axis=axis))
+The mean of no elements is NaN."""
 
 
-reduction("reduce_mean", "Mean along `axis`, accumulated in fp32.", FLOATS, _mean)
+def _mean(x: Array, axes: tuple[int, ...]) -> Array:
+    return np.asarray(x.sum(axis=axes) / np.float64(prod(x.shape[d] for d in axes)))
+
+
+reduction("reduce_mean", SUMMARY, FLOATS, _mean, of_nothing=True)

@@ -1,4 +1,4 @@
-"""Reduce one dimension to its sum."""
+"""Reduce dimensions to their sum."""
 
 import numpy as np
 
@@ -6,11 +6,13 @@ from ark_dist.core.dtype import NUMBERS
 from ark_dist.core.op import Array
 from ark_dist.kernels.rows import reduction
 
+SUMMARY = """Sum along `axis`; floats accumulate in fp32, integers wrap in their own type.
 
-def _sum(x: Array, axis: int) -> Array:
-    return np.asarray(x.sum(axis=axis, dtype=x.dtype))
+The sum of no elements is 0."""
 
 
-reduction(
-    "reduce_sum", "Sum along `axis`; floats accumulate in fp32, integers wrap.", NUMBERS, _sum
-)
+def _sum(x: Array, axes: tuple[int, ...]) -> Array:
+    return np.asarray(x.sum(axis=axes, dtype=x.dtype))
+
+
+reduction("reduce_sum", SUMMARY, NUMBERS, _sum, of_nothing=True)

@@ -8,29 +8,30 @@ from ark_dist.core.view import Spec, View
 from ark_dist.kernels.rules import INPUT, view_op
 
 
-def _shape(spec: Spec, attrs: Attrs) -> Shape:
+def wanted_shape(name: str, spec: Spec, attrs: Attrs) -> Shape:
+    """The attribute `shape` of operator `name`, with its -1 filled in."""
     wanted = attrs["shape"]
     assert isinstance(wanted, tuple)
     count = prod(spec.shape)
     known = prod(size for size in wanted if size != -1)
     if any(size < -1 for size in wanted) or wanted.count(-1) > 1:
-        raise ValueError(f"reshape: shape {wanted} may have one -1 and no other negative size")
+        raise ValueError(f"{name}: shape {wanted} may have one -1 and no other negative size")
     if -1 in wanted and known and count % known == 0:
         return tuple(count // known if size == -1 else size for size in wanted)
     if -1 in wanted or known != count:
         raise ValueError(
-            f"reshape: {spec.shape} has {count} elements, {wanted} has {known}; "
+            f"{name}: {spec.shape} has {count} elements, {wanted} has {known}; "
             "the numbers of elements must be equal"
         )
     return wanted
 
 
 def _infer(specs: Specs, attrs: Attrs) -> Spec:
-    return Spec(_shape(specs[0], attrs), specs[0].dtype)
+    return Spec(wanted_shape("reshape", specs[0], attrs), specs[0].dtype)
 
 
 def _view(view: View, attrs: Attrs) -> View | None:
-    shape = _shape(view.spec, attrs)
+    shape = wanted_shape("reshape", view.spec, attrs)
     strides = reshaped_strides(view.shape, view.strides, shape)
     if strides is None:
         return None

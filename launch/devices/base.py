@@ -17,6 +17,9 @@ class Device(Protocol):
     def compile(self, on_compile: Callable[[Path], None]) -> None:
         """Make the kernel; call `on_compile` with the path of its source, if it has one."""
 
+    def allocate(self) -> Arenas:
+        """Make the program's memory: outputs and activations poisoned, states at their start."""
+
     def start(self, arenas: Arenas) -> None:
         """Start the resident kernel on this memory."""
 

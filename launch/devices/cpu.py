@@ -19,9 +19,10 @@ from ark_dist.core.settings import Settings
 from ark_dist.kernels.emit import Tables, emit_cpu
 from ark_dist.launch.compile import compile_source, load_library
 from ark_dist.launch.cpuinfo import can_run
+from ark_dist.launch.devices.commands import DONE_OFFSET, command_offset, write_command
 from ark_dist.launch.devices.report import failure_text, stall_text
 from ark_dist.launch.machine import Command
-from ark_dist.launch.memory import Arenas
+from ark_dist.launch.memory import Arenas, allocate
 from ark_dist.launch.trace import TraceEvent, add_to_trace_file
 
 # wait() comes back to Python this often, so that Ctrl-C works.
@@ -35,9 +36,6 @@ EXIT_S = 10.0
 MAX_TIMEOUT_S = 1e9
 NEVER = 1 << 62
 
-_COMMAND = struct.Struct(f"<QqqIIQ{abi.MAX_SCALARS}Q")
-_COMMAND_BYTES = abi.COMMAND.dtype.itemsize
-_DONE_OFFSET = 16
 _SEQUENCE = struct.Struct("<Q")
 
 Memory = npt.NDArray[np.void]
@@ -103,6 +101,10 @@ class CpuDevice:
             function = getattr(self._library, name)
             function.restype, function.argtypes = result, arguments
 
+    def allocate(self) -> Arenas:
+        """Make the program's memory in that of this process."""
+        return allocate(self.plan)
+
     def start(self, arenas: Arenas) -> None:
         """Start the workers on this memory; they sleep until a command comes."""
         assert self._tables is not None and self._library is not None
@@ -139,19 +141,7 @@ class CpuDevice:
             self._collect(self._collected + 1)
         method = self.plan.method_names.index(command.method)
         participants = int(self._tables.methods[method]["participants"])
-        scalars, given = self._scalars(command, method)
-        row = (sequence % abi.COMMAND_RING) * _COMMAND_BYTES
-        _COMMAND.pack_into(
-            self._commands,
-            row,
-            command.epoch,
-            command.iterations,
-            0,
-            method,
-            participants,
-            given,
-            *scalars,
-        )
+        write_command(self._commands, sequence, self.plan, self._tables, command, participants)
         self._sequence = sequence
         if participants:
             self._library.ark_kernel_post(self._address, sequence)
@@ -254,35 +244,19 @@ class CpuDevice:
         return ArkError(f"rank {self.plan.rank}: the kernel was aborted{stuck}")
 
     def _collect(self, sequence: int) -> None:
-        row = (sequence % abi.COMMAND_RING) * _COMMAND_BYTES
-        self._results[sequence] = _SEQUENCE.unpack_from(self._commands, row + _DONE_OFFSET)[0]
+        row = command_offset(sequence)
+        self._results[sequence] = _SEQUENCE.unpack_from(self._commands, row + DONE_OFFSET)[0]
         self._collected = sequence
 
     def _skip(self, sequence: int, command: Command) -> None:
         """Complete a command of a method without tasks, in its turn."""
         assert self._blocks is not None
         self._await(sequence - 1, float("inf"))
-        row = (sequence % abi.COMMAND_RING) * _COMMAND_BYTES
+        row = command_offset(sequence)
         is_closed = command.epoch < int(self._blocks.control["closed_epoch"][0])
         done = 0 if is_closed else command.iterations
-        _SEQUENCE.pack_into(self._commands, row + _DONE_OFFSET, done)
+        _SEQUENCE.pack_into(self._commands, row + DONE_OFFSET, done)
         self._blocks.control["completed"][0] = sequence
-
-    def _scalars(self, command: Command, method: int) -> tuple[list[int], int]:
-        values, given = [0] * abi.MAX_SCALARS, 0
-        if command.scalars:
-            assert self._tables is not None
-            slots = self._tables.scalar_slots[method]
-            dtypes = {
-                str(n.attributes["name"]): n.output.dtype
-                for n in self.plan.methods[method].nodes
-                if n.op == "command_scalar"
-            }
-            for name, value in command.scalars:
-                data = np.asarray(value).astype(dtypes[name].numpy).tobytes()
-                values[slots[name]] = int.from_bytes(data.ljust(8, b"\0"), "little")
-                given |= 1 << slots[name]
-        return values, given
 
 
 _FUNCTIONS = (

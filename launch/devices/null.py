@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ark_dist.core.plan import Method, Plan, Wait
 from ark_dist.launch.machine import Command, Machine, in_task_order
-from ark_dist.launch.memory import Arenas
+from ark_dist.launch.memory import Arenas, allocate
 from ark_dist.scheduler.sync import positions
 
 
@@ -33,6 +33,10 @@ class NullDevice:
 
     def compile(self, on_compile: Callable[[Path], None]) -> None:
         """There is nothing to compile."""
+
+    def allocate(self) -> Arenas:
+        """Make the program's memory in that of this process."""
+        return allocate(self.plan)
 
     def start(self, arenas: Arenas) -> None:
         """Set the clock to zero."""

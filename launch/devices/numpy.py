@@ -12,7 +12,7 @@ from ark_dist.core.plan import Method, Plan
 from ark_dist.core.shape import Box
 from ark_dist.core.view import View
 from ark_dist.launch.machine import Chooser, Command, Machine, in_task_order
-from ark_dist.launch.memory import Arenas
+from ark_dist.launch.memory import Arenas, allocate
 from ark_dist.scheduler.tile import node_boxes
 
 
@@ -28,6 +28,10 @@ class NumpyDevice:
 
     def compile(self, on_compile: Callable[[Path], None]) -> None:
         """There is nothing to compile."""
+
+    def allocate(self) -> Arenas:
+        """Make the program's memory in that of this process."""
+        return allocate(self.plan)
 
     def start(self, arenas: Arenas) -> None:
         """Take the memory to work on."""

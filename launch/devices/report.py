@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ark_dist.core import abi
+from ark_dist.core.op import OPS
 from ark_dist.core.plan import Method, Plan
 
 DECISION = 0xFFFFFFFF
@@ -36,11 +37,21 @@ def task_ops(method: Method, task_id: int) -> str:
 def failure_text(plan: Plan, failure: np.void) -> str:
     """The task that met a bad value."""
     method = plan.methods[int(failure["method"])]
+    task_id = int(failure["task"])
+    what = _failure(method, task_id)
     return (
         f"rank {plan.rank}, worker {int(failure['worker'])}: "
-        f"{task_text(plan, method, int(failure['task']))}, iteration {int(failure['iteration'])}: "
-        f"index {int(failure['value'])} is outside the table of {int(failure['limit'])} rows"
+        f"{task_text(plan, method, task_id)}, iteration {int(failure['iteration'])}: "
+        + what.format(value=int(failure["value"]), limit=int(failure["limit"]))
     )
+
+
+def _failure(method: Method, task_id: int) -> str:
+    """What a bad value means to the one operator of a task that can meet any."""
+    group = method.groups[method.tasks[task_id].group]
+    kernels = [OPS[method.nodes[n].op].kernel for n in group.nodes]
+    texts = [kernel.failure for kernel in kernels if kernel is not None and kernel.failure]
+    return texts[0] if texts else "value {value} is outside its limit {limit}"
 
 
 def stall_text(plan: Plan, statuses: Status, *, limit_s: float | None = None) -> str:

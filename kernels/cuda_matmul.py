@@ -1,0 +1,251 @@
+"""Write the task function of a matrix product as CUDA C++: which product, on which tiles."""
+
+from dataclasses import dataclass
+from math import prod
+
+from ark_dist.core.graph import Node
+from ark_dist.core.op import OPS
+from ark_dist.core.shape import Box, box_shape
+from ark_dist.kernels.chain import chain_lines, literals
+from ark_dist.kernels.cuda_nest import (
+    Element,
+    block,
+    function_text,
+    head_lines,
+    inner_text,
+    nest_of,
+    row_lines,
+)
+from ark_dist.kernels.frames import Call, Stretch, offsets
+from ark_dist.kernels.lower import Lowered, Nest, matrix_strides
+from ark_dist.kernels.stream import COPY_BYTES, cut_weights, segments
+from ark_dist.kernels.text import SLOT_BYTES
+
+# Rows of A that one warp multiplies from registers, with as many columns as fit beside them.
+FEW_ROWS = 8
+FEW_COLUMNS = {1: 4, 2: 4, 4: 4, 8: 4}
+# What the rows of A may take of the shared memory, as fp32; longer ones come in parts, or go to
+# the tensor cores.
+FEW_BYTES = 64 * 1024
+# What ark_matvec_direct needs beside the rows.
+FEW_EXTRA_BYTES = 16 * 1024
+EXTRAS = 7  # integers of the shape
+AFFINE_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TensorTile:
+    """`ark_tensor_tile` of kernels/device/panels.h."""
+
+    m: int
+    n: int
+    warps_m: int
+    stages: int
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of all stages: 64 elements along k of both operands."""
+        return self.stages * (self.m + self.n) * 64 * 2
+
+    def __str__(self) -> str:
+        return f"ark_tensor_tile<{self.m}, {self.n}, {self.warps_m}, {self.stages}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One tile of a matmul: its sizes, and strides in elements."""
+
+    m: int
+    n: int
+    k: int
+    a: tuple[int, int]
+    b: tuple[int, int]
+
+    @property
+    def params(self) -> tuple[int, ...]:
+        """What `ark_matmul_shape` takes."""
+        return (self.m, self.n, self.k, *self.a, *self.b)
+
+
+def tensor_tile(m: int, n: int) -> TensorTile:
+    """The tile that suits a product of this size."""
+    if m <= 16:
+        return TensorTile(16, 128, 1, 4)
+    if m <= 64:
+        return TensorTile(64, 64, 4, 4) if n <= 64 else TensorTile(64, 128, 2, 3)
+    return TensorTile(128, 128, 2, 3)
+
+
+def product_of(lowered: Lowered, box: Box) -> Product:
+    """Sizes and strides of one tile."""
+    anchor = _anchor(lowered)
+    a, b = lowered.operands[0].view, anchor.inputs[1]
+    is_turned = anchor.attributes["transpose_input"]
+    m, n = box_shape(box)[-2:]
+    k = a.shape[-2] if is_turned else a.shape[-1]
+    a_strides = matrix_strides(a, is_turned)
+    return Product(m, n, k, a_strides, matrix_strides(b, anchor.attributes["transpose_other"]))
+
+
+def is_streamed(lowered: Lowered, box: Box) -> bool:
+    """Whether the tile's weights can come through the ring: constant, in lines of 16 bytes."""
+    product = product_of(lowered, box)
+    view = lowered.operands[1].view
+    itemsize = view.dtype.itemsize
+    k_stride, n_stride = product.b
+    start = offsets(lowered, box)[1]
+    lines = (start, n_stride, product.k)
+    return (
+        view.buffer in lowered.read_only
+        and _rows_bytes(product) <= FEW_BYTES
+        and product.m <= FEW_ROWS
+        and product.k > 0
+        and k_stride == 1
+        and n_stride >= product.k
+        and all(line * itemsize % COPY_BYTES == 0 for line in lines)
+        and prod(_nest(lowered, box).extents) == 1
+    )
+
+
+def matmul_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
+    """Return the function body and the parameters of one tile."""
+    product = product_of(lowered, box)
+    nest = _nest(lowered, box)
+    text, scratch_bytes, extra, stream = _variant(lowered, box, product)
+    prologue_bytes = 0
+    prologue: list[str] = ["const ark_matmul_no_prologue prologue;"]
+    if lowered.prologue is not None:
+        prologue_bytes = -(-product.m * AFFINE_BYTES // 16) * 16
+        prologue = _prologue(lowered, lowered.prologue)
+    body = [
+        *row_lines(lowered),
+        *_epilogue(lowered, box),
+        *prologue,
+        f"{text};",
+    ]
+    scratch_lines = [
+        "char* const base = reinterpret_cast<char*>(ark_scratch());",
+        f"char* const scratch = base + {prologue_bytes};",
+        "const ark_matmul_shape shape = {nest.extra(0), nest.extra(1), nest.extra(2), "
+        "nest.extra(3), nest.extra(4), nest.extra(5), nest.extra(6)};",
+    ]
+    loop = block("for (uint32_t r = 0; r < nest.count(); ++r)", body)
+    lines = [*head_lines(lowered, nest), *scratch_lines, "#pragma unroll 1", *loop]
+    rows = [o.strides[-2] for o in lowered.operands]
+    columns = [o.strides[-1] for o in lowered.operands]
+    params = (*nest.params, *product.params, *rows, *columns, *extra)
+    elems = -(-(scratch_bytes + prologue_bytes) // 4)
+    return Call(function_text(lines), params, elems, stream)
+
+
+def _variant(
+    lowered: Lowered, box: Box, product: Product
+) -> tuple[str, int, tuple[int, ...], tuple[Stretch, ...]]:
+    """The call of one of the products, its scratch bytes, extra parameters and its stream."""
+    a, b = (o.view.dtype for o in lowered.operands[:2])
+    types = f"{a.c_name}, {b.c_name}"
+    if product.m <= FEW_ROWS and _rows_bytes(product) <= FEW_BYTES:
+        rows = next(m for m in FEW_COLUMNS if m >= product.m)
+        held = FEW_COLUMNS[rows]
+        scratch_bytes = _rows_bytes(product) + FEW_EXTRA_BYTES
+        head = f"{types}, {rows}, {held}>"
+        if not is_streamed(lowered, box):
+            text = f"ark_matvec_direct<{head}(scratch, {scratch_bytes}, a0, a1, shape, prologue, "
+            return f"{text}epilogue)", scratch_bytes, (), ()
+        cut, stream = _stream(product, b.itemsize, held)
+        at = EXTRAS + 2 * len(lowered.operands)
+        pair = f"ark_few_cut{{int(nest.extra({at})), int(nest.extra({at + 1}))}}"
+        text = (
+            f"ark_matvec_stream<{head}(ark_here().ring, call.slot, scratch, {scratch_bytes}, a0, "
+            f"shape, {pair}, prologue, epilogue)"
+        )
+        return text, scratch_bytes, cut, stream
+    if a.itemsize == 2:
+        tile = tensor_tile(product.m, product.n)
+        along = [_truth(s[0] > s[1] or s[1] == 1) for s in (product.a, product.b[::-1])]
+        text = f"ark_matmul_tensor<{a.c_name}, {tile}, {along[0]}, {along[1]}>"
+        return f"{text}(scratch, a0, a1, shape, prologue, epilogue)", tile.scratch_bytes, (), ()
+    side = 8 if product.m > 64 and product.n > 64 else 4
+    # Two stages of 16 lines of both operands, each line a little longer.
+    scratch_bytes = 2 * 16 * 2 * (16 * side + 4) * 4
+    text = f"ark_matmul_plain<{types}, ark_plain_tile<{side}, {side}>>"
+    return f"{text}(scratch, a0, a1, shape, prologue, epilogue)", scratch_bytes, (), ()
+
+
+def _stream(
+    product: Product, itemsize: int, held: int
+) -> tuple[tuple[int, int], tuple[Stretch, ...]]:
+    cut = cut_weights(product.n, product.k, itemsize, slot_bytes=SLOT_BYTES, held=held)
+    rows = segments(0, product.n, product.k, itemsize, product.b[1] * itemsize, cut)
+    stretches = (
+        Stretch(1, int(r["source"]), int(r["bytes"]), int(r["count"]), int(r["pitch"]))
+        for r in rows
+    )
+    return (cut.columns, cut.depth), tuple(stretches)
+
+
+def _rows_bytes(product: Product) -> int:
+    """Bytes of the rows of A as fp32, padded to a multiple of 8 elements."""
+    rows = next((m for m in FEW_COLUMNS if m >= product.m), product.m)
+    return rows * (-(-product.k // 8) * 8) * 4
+
+
+def _epilogue(lowered: Lowered, box: Box) -> list[str]:
+    """A lambda that takes one finished element through the chain."""
+    count = len(lowered.operands)
+    pointers = {}
+    for k, operand in enumerate(lowered.operands[lowered.chain_start :], lowered.chain_start):
+        row, column = operand.strides[-2:]
+        parts = [
+            inner_text(row, f"nest.extra({EXTRAS + k})", "i"),
+            inner_text(column, f"nest.extra({EXTRAS + count + k})", "j"),
+        ]
+        index = " + ".join(part for part in parts if part) or "0"
+        pointers[operand] = Element(k, operand.view.dtype, "", f"a{k}[{index}]")
+    is_relu = _anchor(lowered).attributes["is_relu"]
+    value = "ark_matmul_relu(sum)" if is_relu else "sum"
+    lines = chain_lines(lowered, pointers, value, "j")
+    return block("const auto epilogue = [&](int i, int j, float sum)", lines, "};")
+
+
+def _prologue(lowered: Lowered, norm: Node) -> list[str]:
+    """Find out about the rows of A, a warp each, and say how their elements are normalized."""
+    kernel = OPS[norm.op].kernel
+    assert kernel is not None
+    a = lowered.operands[0].view
+    arguments = ", ".join(["team", "row", "shape.k", *literals(norm)])
+    vectors = [
+        f"ark_row<{view.dtype.c_name}>{{a{k}, {view.strides[0]}}}"
+        for k, view in enumerate(norm.inputs[1:], 2)
+    ]
+    along = ["ark_absent{}", "ark_absent{}"]
+    along[: len(vectors)] = vectors
+    body = [
+        f"const ark_row<{a.dtype.c_name}> row = {{a0 + i * shape.a_m, shape.a_k}};",
+        f"const ark_affine affine = {kernel.function}_prologue({arguments});",
+        "if (team.rank() == 0) rows[i] = affine;",
+    ]
+    return [
+        "ark_affine* const rows = reinterpret_cast<ark_affine*>(base);",
+        "const ark_warp team;",
+        "#pragma unroll 1",
+        *block("for (uint32_t i = gpu_warp(); i < shape.m; i += ARK_WARPS)", body),
+        "gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);",
+        f"const auto weight = {along[0]};",
+        f"const auto bias = {along[1]};",
+        "const ark_matmul_norm<const ark_affine*, decltype(weight), decltype(bias)> prologue = "
+        "{rows, weight, bias};",
+    ]
+
+
+def _nest(lowered: Lowered, box: Box) -> Nest:
+    return nest_of(lowered, box, (len(box) - 2, len(box) - 1))
+
+
+def _truth(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _anchor(lowered: Lowered) -> Node:
+    assert lowered.anchor is not None
+    return lowered.anchor

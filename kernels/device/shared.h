@@ -1,0 +1,44 @@
+// What the threads of a CTA share: the leader's words for the others, and the layout of the
+// CTA's memory: [ark_shared][slots of the weight ring][scratch].
+
+// Threads that compute; one more warp produces the weight stream.
+constexpr uint32_t ARK_CONSUMERS = 256;
+constexpr uint32_t ARK_WARPS = ARK_CONSUMERS / GPU_WARP;
+constexpr uint32_t ARK_THREADS = ARK_CONSUMERS + GPU_WARP;
+// Barriers: of the consumers, and of all threads.
+constexpr int ARK_COMPUTE_BARRIER = 1;
+constexpr int ARK_COMMAND_BARRIER = 2;
+// At most this many methods in one program; `emit` checks it.
+constexpr uint32_t ARK_MAX_METHODS = 64;
+constexpr int64_t ARK_NEVER = int64_t(1) << 62;
+
+// Thread 0 leads: it alone writes these words, between barriers that others read them after.
+struct ark_worker {
+  const ark_command* command;
+  int64_t turn;
+  int64_t first_turn;
+  int64_t end_turn;
+  uint32_t method;
+  uint32_t index;
+  uint32_t gate;    // of a turn: ARK_GO, ARK_OVER or ARK_QUIT
+  uint32_t action;  // of a task: ARK_GO, ARK_SKIP or ARK_QUIT
+  uint32_t is_exit;
+  uint64_t came;   // of a task that is traced: clock when the worker came to it,
+  uint64_t began;  // and when its waits held
+};
+constexpr uint32_t ARK_GO = 0, ARK_SKIP = 1, ARK_OVER = 2, ARK_QUIT = 3;
+
+struct ark_shared {
+  ark_worker worker;
+  int64_t turns[ARK_MAX_METHODS];  // each method's next turn
+  alignas(16) uint64_t exchange[2 * ARK_WARPS];  // of collectives
+  ark_ring ring;
+};
+constexpr uint32_t ARK_SHARED_BYTES = 2048;
+static_assert(sizeof(ark_shared) <= ARK_SHARED_BYTES, "layout");
+
+GPU_FN ark_shared& ark_here() { return *reinterpret_cast<ark_shared*>(gpu_smem()); }
+GPU_FN char* ark_ring_slots() { return gpu_smem() + ARK_SHARED_BYTES; }
+GPU_FN char* ark_shared_scratch() {
+  return gpu_smem() + ARK_SHARED_BYTES + ARK_RING_SLOTS * ARK_SLOT_BYTES;
+}

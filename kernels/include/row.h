@@ -1,0 +1,193 @@
+// Rows of values and what a team finds out about them together.
+
+// A row of elements with a stride, read in the compute type.
+template <class T>
+struct ark_row {
+  const T* data;
+  int64_t stride;
+  ARK_FN ark_compute<T> operator()(int64_t i) const { return ark_load<T>(data[i * stride]); }
+};
+
+// Elements of DIMS nested loops, read as one row. `sizes` are followed by the loops' strides.
+template <class T, int DIMS>
+struct ark_grid {
+  const T* data;
+  const int64_t* sizes;
+
+  // Offset of element i of the first `dims` loops.
+  ARK_FN int64_t offset(int64_t i, int dims) const {
+    int64_t sum = 0;
+    for (int d = dims - 1; d > 0; --d) {
+      sum += i % sizes[d] * sizes[DIMS + d];
+      i /= sizes[d];
+    }
+    return sum + i * sizes[DIMS];
+  }
+  ARK_FN ark_compute<T> operator()(int64_t i) const { return ark_load<T>(data[offset(i, DIMS)]); }
+};
+
+// Lanes of partial sums: a fixed order of additions that vectorizes. On a GPU threads are lanes.
+#if defined(ARK_GPU)
+constexpr int ARK_LANES = 1;
+#else
+constexpr int ARK_LANES = 16;
+#endif
+// Values that one partial sum takes before it is added to the others: the error of a sum grows
+// with this number and the number of such blocks, not with the length of the row.
+constexpr int64_t ARK_BLOCK = 128;
+
+// Call f(part, first, size) for the parts of a row one after the other: blocks of it,
+template <class Row, class F>
+ARK_FN void ark_parts(const Row& row, int64_t n, const F& f) {
+  constexpr int64_t most = ARK_BLOCK * ARK_LANES;
+  for (int64_t first = 0; first < n; first += most) {
+    const auto part = [&](int64_t i) { return row(first + i); };
+    f(part, first, n - first < most ? n - first : most);
+  }
+}
+
+// or blocks of the innermost of several loops.
+template <class T, int DIMS, class F>
+ARK_FN void ark_parts(const ark_grid<T, DIMS>& grid, int64_t n, const F& f) {
+  const int64_t size = grid.sizes[DIMS - 1], stride = grid.sizes[2 * DIMS - 1];
+  for (int64_t first = 0; first < n; first += size) {
+    const T* data = grid.data + grid.offset(first / size, DIMS - 1);
+    const auto inner = [&](const auto& part, int64_t begin, int64_t count) {
+      f(part, first + begin, count);
+    };
+    // A literal stride of 1 lets the loop over the row vectorize.
+    if (stride == 1)
+      ark_parts(ark_row<T>{data, 1}, size, inner);
+    else
+      ark_parts(ark_row<T>{data, stride}, size, inner);
+  }
+}
+
+// Fold n values by index into lanes, and those into one, in an order that depends on n alone.
+template <class T, class Row, class Step>
+ARK_FN T ark_fold_lanes(const Row& row, int64_t n, T start, const Step& step) {
+  T lanes[ARK_LANES];
+  for (int lane = 0; lane < ARK_LANES; ++lane) lanes[lane] = start;
+  int64_t i = 0;
+  for (; i + ARK_LANES <= n; i += ARK_LANES)
+    for (int lane = 0; lane < ARK_LANES; ++lane) lanes[lane] = step(lanes[lane], row(i + lane));
+  for (int lane = 0; i < n; ++i, ++lane) lanes[lane] = step(lanes[lane], row(i));
+  for (int width = ARK_LANES / 2; width > 0; width /= 2)
+    for (int lane = 0; lane < width; ++lane)
+      lanes[lane] = step(lanes[lane], lanes[lane + width]);
+  return lanes[0];
+}
+
+// Fold n values given by index with an associative operation; all members get the result. Each
+// member reads what team.each(n) gives it. Taking `start` any number of times changes nothing.
+template <class T, class Team, class Row, class Step>
+ARK_FN T ark_fold(const Team& team, const Row& row, int64_t n, T start, const Step& step) {
+  T total = start;
+  if constexpr (Team::size == 1) {
+    ark_parts(row, n, [&](const auto& part, int64_t, int64_t size) {
+      total = step(total, ark_fold_lanes<T>(part, size, start, step));
+    });
+    return total;
+  } else {
+    T block = start;
+    int64_t count = 0;
+    team.each(n, [&](int64_t i) {
+      block = step(block, row(i));
+      if (++count % ARK_BLOCK != 0) return;
+      total = step(total, block);
+      block = start;
+    });
+    return team.combine(step(total, block), step);
+  }
+}
+
+// Sum of n values given by index; integers wrap.
+template <class T, class Team, class Row>
+ARK_FN T ark_sum(const Team& team, const Row& row, int64_t n) {
+  return ark_fold<T>(team, row, n, T(0), [](T a, T b) { return T(a + b); });
+}
+
+// Below and above all values but NaN; where no member's element has to be read by the others.
+template <class T>
+ARK_FN T ark_lowest() {
+  if constexpr (ark_is_float<T>)
+    return ark_from_bits(0xff800000);
+  else
+    return ark_limits<T>::lowest;
+}
+template <class T>
+ARK_FN T ark_highest() {
+  if constexpr (ark_is_float<T>)
+    return ark_from_bits(0x7f800000);
+  else
+    return ark_limits<T>::highest;
+}
+
+// Largest of n > 0 values given by index; a NaN wins.
+template <class T, class Team, class Row>
+ARK_FN T ark_max(const Team& team, const Row& row, int64_t n) {
+  return ark_fold<T>(team, row, n, ark_lowest<T>(),
+                     [](T a, T b) { return b > a || b != b ? b : a; });
+}
+
+// Smallest of n > 0 values given by index; a NaN wins.
+template <class T, class Team, class Row>
+ARK_FN T ark_min(const Team& team, const Row& row, int64_t n) {
+  return ark_fold<T>(team, row, n, ark_highest<T>(),
+                     [](T a, T b) { return b < a || b != b ? b : a; });
+}
+
+// The first of n indices whose value `is_wanted`; n if none is.
+template <class Team, class Row, class Wanted>
+ARK_FN int64_t ark_find(const Team& team, const Row& row, int64_t n, const Wanted& is_wanted) {
+  int64_t found = n;
+  if constexpr (Team::size == 1) {
+    ark_parts(row, n, [&](const auto& part, int64_t first, int64_t size) {
+      for (int64_t i = 0; i < size && found == n; ++i)
+        if (is_wanted(part(i))) found = first + i;
+    });
+    return found;
+  } else {
+    team.each(n, [&](int64_t i) {
+      if (i < found && is_wanted(row(i))) found = i;
+    });
+    return team.combine(found, [](int64_t a, int64_t b) { return a < b ? a : b; });
+  }
+}
+
+// Read a row into fp32; each member what team.each(n) gives it.
+template <class T, class Team>
+ARK_FN void ark_load_row(const Team& team, float* to, const T* from, int64_t n, int64_t stride) {
+  if (stride == 1)
+    team.each(n, [&](int64_t i) { to[i] = ark_load<T>(from[i]); });
+  else
+    team.each(n, [&](int64_t i) { to[i] = ark_load<T>(from[i * stride]); });
+}
+
+// What normalizes one row: (x - shift) * scale.
+struct ark_affine {
+  float shift;
+  float scale;
+};
+
+template <class Row>
+constexpr bool ark_is_given = true;
+template <>
+constexpr bool ark_is_given<ark_absent> = false;
+
+// Normalize element i of a row, then scale and shift it by the parameters that are there.
+template <class Weight, class Bias>
+ARK_FN float ark_normalize(const ark_affine& affine, float x, int64_t i, const Weight& weight,
+                           const Bias& bias) {
+  float y = (x - affine.shift) * affine.scale;
+  if constexpr (ark_is_given<Weight>) y *= weight(i);
+  if constexpr (ark_is_given<Bias>) y += bias(i);
+  return y;
+}
+
+// Normalize all n values of a row in place.
+template <class Team, class Weight, class Bias>
+ARK_FN void ark_normalize_row(const Team& team, const ark_affine& affine, float* x, int64_t n,
+                              const Weight& weight, const Bias& bias) {
+  team.each(n, [&](int64_t i) { x[i] = ark_normalize(affine, x[i], i, weight, bias); });
+}

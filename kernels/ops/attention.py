@@ -1,0 +1,219 @@
+"""Mix values by the softmax of queries times keys, with grouped heads."""
+
+from math import inf
+
+import numpy as np
+import numpy.typing as npt
+
+from ark_dist.core.dtype import FLOATS
+from ark_dist.core.op import (
+    Argument,
+    Array,
+    Attrs,
+    AttrValue,
+    Kernel,
+    Op,
+    Specs,
+    Step,
+    register,
+)
+from ark_dist.core.shape import Box, box_shape, full_box
+from ark_dist.core.target import Cost, Target
+from ark_dist.core.view import Spec
+from ark_dist.kernels.per_row import check_per_row, per_row, per_row_box
+from ark_dist.kernels.rules import check_dtypes, parts_worth, spread
+
+SUMMARY = """softmax(query key^T * scale) value, for H query heads in groups that share G key heads.
+
+`query` is (B, T, H, D), `key` (B, S, G, D) and `value` (B, S, G, Dv), where H is a multiple of G;
+the result is (B, T, H, Dv). Sums are fp32, and nothing overflows.
+
+`length`, int32 of shape (), (1,) or (B,), says how many keys are valid in each row of the batch,
+those of these queries included: after an append to a cache it is position + T. Without it all S
+are. A length outside 0 to S ends the run with a TaskError.
+
+If `causal`, query t sees the keys 0 to length - T + t, else it sees all that are valid. A query
+that sees no key gives zeros."""
+FAILURE = "length {value} is outside 0 to {limit}"
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+# ARK_ATTENTION_KEYS and ARK_ATTENTION_ROWS in attention.h.
+BLOCK_KEYS = 64
+BLOCK_ROWS = 16
+# Exponential, maximum and sums of one score.
+SCORE_OPS = 12
+# Fewer keys than this are not worth a part of their own.
+MIN_PART_KEYS = 2 * BLOCK_KEYS
+SCALE = Argument("scale", "float | None", "factor of the scores; None is 1 / sqrt(D)", "None")
+ARGUMENTS = (
+    Argument("query", "Tensor", "the queries, (B, T, H, D)", None),
+    Argument("key", "Tensor", "the keys, (B, S, G, D)", None),
+    Argument("value", "Tensor", "the values, (B, S, G, Dv)", None),
+    Argument("length", "Tensor | None", "int32, valid keys in each row of the batch", "None"),
+    Argument("causal", "bool", "let a query see no key after its own", "True"),
+    SCALE,
+)
+
+
+def result_spec(specs: Specs, attrs: Attrs) -> Spec:
+    """Shape and dtype of the result; raises ValueError or TypeError."""
+    q, k, v = specs[:3]
+    check_dtypes("attention", FLOATS, (q, k, v))
+    shapes = f"query {q.shape}, key {k.shape} and value {v.shape}"
+    if not len(q.shape) == len(k.shape) == len(v.shape) == 4:
+        raise ValueError(f"attention: {shapes} must have 4 dimensions: batch, time, head, depth")
+    if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"attention: {shapes} must be (B, T, H, D), (B, S, G, D), (B, S, G, Dv)")
+    heads, groups = q.shape[2], k.shape[2]
+    if groups == 0 or heads % groups or q.shape[3] == 0:
+        raise ValueError(
+            f"attention: {shapes} have {heads} query heads, {groups} key heads and depth "
+            f"{q.shape[3]}; heads must be a multiple of key heads, and depth at least 1"
+        )
+    scale = attrs["scale"]
+    if scale is not None and not (isinstance(scale, (int, float)) and -inf < scale < inf):
+        raise ValueError(f"attention: scale is {scale!r}; it must be a finite number or None")
+    if len(specs) == 4:
+        check_per_row("attention", "length", specs[3], q.shape[0], ("int32",))
+    return Spec((*q.shape[:3], v.shape[3]), q.dtype)
+
+
+def in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...]:
+    """What a tile reads; a tile has all times' queries, since the last one's place counts."""
+    q, k, v = specs[:3]
+    batch, _, (start, stop), _ = box
+    group = q.shape[2] // k.shape[2]
+    if start % group or stop % group:
+        raise ValueError(f"attention: tile {box} cuts a group of {group} heads")
+    keys = (batch, (0, k.shape[1]), (start // group, stop // group))
+    boxes: tuple[Box, ...] = (
+        (batch, (0, q.shape[1]), (start, stop), (0, q.shape[3])),
+        (*keys, (0, k.shape[3])),
+        (*keys, (0, v.shape[3])),
+    )
+    return (*boxes, per_row_box(specs[3], batch)) if len(specs) == 4 else boxes
+
+
+def scores(tiles: tuple[Array, ...], attrs: Attrs, times: tuple[int, int]) -> Floats:
+    """Scores (B, H, T, S) of the queries of some times; minus infinity where a key isn't seen."""
+    q, k = (np.asarray(tile, np.float64) for tile in tiles[:2])
+    count, total = k.shape[1], q.shape[1]
+    lengths = np.full(len(q), count)
+    if len(tiles) == 4:
+        lengths = per_row(tiles[3], len(q)).astype(np.int64)
+        outside = lengths[(lengths < 0) | (lengths > count)]
+        if outside.size:
+            raise IndexError(FAILURE.format(value=int(outside[0]), limit=count))
+    scale = attrs["scale"]
+    if scale is None:
+        scale = 1 / np.sqrt(q.shape[3])
+    keys = np.repeat(k, q.shape[2] // k.shape[2], axis=2)
+    seen = np.repeat(lengths[:, None], times[1] - times[0], axis=1)
+    if attrs["causal"]:
+        seen = seen - total + np.arange(*times) + 1
+    with np.errstate(all="ignore"):
+        product = np.einsum("bthd,bshd->bhts", q[:, times[0] : times[1]], keys) * scale
+    return np.where(np.arange(count) < seen[:, None, :, None], product, -np.inf)
+
+
+def mix(score: Floats, v: Array, heads: int) -> tuple[Floats, Floats, Floats]:
+    """Sums over values (B, T, H, Dv), the largest score and the total of each row (B, T, H)."""
+    values = np.repeat(np.asarray(v, np.float64), heads // v.shape[2], axis=2)
+    top = score.max(axis=3, initial=-np.inf)
+    with np.errstate(all="ignore"):
+        base = np.where(np.isneginf(top), 0, top)
+        weight = np.exp(score - base[..., None])
+        # What isn't seen has no part in the sum, not even as 0 times NaN.
+        is_seen: Flags = np.any(weight > 0, axis=(1, 2), keepdims=True).transpose(0, 3, 1, 2)
+        sums = np.einsum("bhts,bshd->bthd", weight, np.where(is_seen, values, 0))
+    return sums, top.transpose(0, 2, 1), weight.sum(axis=3).transpose(0, 2, 1)
+
+
+def _reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
+    sums, _, totals = mix(scores(tiles, attrs, box[1]), tiles[2], tiles[0].shape[2])
+    with np.errstate(all="ignore"):
+        return np.where(totals[..., None] == 0, 0.0, sums / totals[..., None])
+
+
+def cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
+    """Keys and values of each group are read once, scored and summed for each of its heads."""
+    q, k, v = specs[:3]
+    batch, times, heads, _ = box_shape(box)
+    # Late queries see more keys; the first of them sees what others have left of S.
+    keys = min(k.shape[1], k.shape[1] - q.shape[1] + box[1][1]) if attrs["causal"] else k.shape[1]
+    keys = max(keys, 0)
+    depth = q.shape[3] + v.shape[3]
+    rows = batch * times * heads
+    groups = heads * k.shape[2] // q.shape[2]
+    elements = batch * keys * groups * depth + rows * depth
+    return Cost(elements * q.dtype.itemsize, rows * keys * (2 * depth + SCORE_OPS))
+
+
+def tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
+    """Cut by batch, then by groups of heads, which share keys, then by time."""
+    batch, times, heads, width = out.shape
+    parts = parts_worth(cost(specs, out, attrs, full_box(out.shape)), target)
+    group = heads // specs[1].shape[2]
+    units = (1, max(group, 1), max(BLOCK_ROWS // max(group, 1), 1), max(width, 1))
+    return tuple((b, t, h, d) for b, h, t, d in spread((batch, heads, times, width), parts, units))
+
+
+def _splits(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> int:
+    """How many parts of the keys give the result soonest, at full length."""
+    boxes = tiles(specs, out, attrs, target)
+    if not boxes:
+        return 1
+    whole = cost(specs, out, attrs, boxes[-1])
+    most = min(target.worker_count // len(boxes), specs[1].shape[1] // MIN_PART_KEYS)
+    rows, width = out.shape[0] * out.shape[1] * out.shape[2], out.shape[3]
+
+    def seconds(count: int) -> float:
+        part = target.seconds(Cost(whole.bytes // count, whole.ops // count))
+        if count == 1:
+            return part
+        moved = rows * (width + 2) * count // target.worker_count
+        return part + target.hop_s + target.seconds(Cost(4 * moved, 2 * moved))
+
+    return min(range(1, max(most, 1) + 1), key=seconds)
+
+
+def _expand(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Step, ...]:
+    splits = _splits(specs, out, attrs, target)
+    if splits == 1:
+        return ()
+    given: tuple[tuple[str, AttrValue], ...] = tuple(attrs.items())
+    return (
+        Step("attention_part", tuple(range(len(specs))), (*given, ("splits", splits))),
+        Step("attention_merge", (-1,), (("dtype", out.dtype.name),)),
+    )
+
+
+def scratch(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> int:
+    """What `ark_attention_memory` takes."""
+    depth, width = specs[0].shape[3], specs[2].shape[3]
+    return BLOCK_ROWS * (depth + BLOCK_KEYS + width + 3) + BLOCK_KEYS * (depth + width)
+
+
+register(
+    Op(
+        name="attention",
+        summary=SUMMARY,
+        arguments=ARGUMENTS,
+        dtypes=FLOATS,
+        infer=result_spec,
+        view=None,
+        in_boxes=in_boxes,
+        reference=_reference,
+        tiles=tiles,
+        cost=cost,
+        sharding=None,
+        gradient=None,
+        effect="none",
+        kernel=Kernel(
+            "tile", "ark_attention", params=("causal", "scale"), scratch=scratch, failure=FAILURE
+        ),
+        expand=_expand,
+        parts=None,
+        is_public=True,
+    )
+)

@@ -1,0 +1,1 @@
+// cos(a): ark_cos in math.h.

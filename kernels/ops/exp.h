@@ -1,0 +1,1 @@
+// exp(a): ark_exp in math.h.

@@ -1,0 +1,1 @@
+// log(a): ark_log in math.h.

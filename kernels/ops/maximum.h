@@ -1,0 +1,6 @@
+// The larger of two; NaN wins.
+template <class T>
+ARK_FN T ark_maximum(T a, T b) {
+  // | where || would be a branch.
+  return (a > b) | (a != a) ? a : b;
+}

@@ -1,0 +1,5 @@
+// Smallest element of a row; a NaN wins.
+template <class T, class Team, class Row>
+ARK_FN T ark_reduce_min(const Team& team, const Row& row, int64_t n) {
+  return ark_min<T>(team, row, n);
+}

@@ -1,0 +1,89 @@
+// Rotate pairs of a row: a + bi times cos + sin i, the angles given as pairs (cos, sin).
+
+// The row of the table for each row of `out`: where positions are given, position + t,
+template <class Table, class Position, class Out>
+struct ark_rope_table {
+  const Table& table;
+  const Position& position;
+  const Out& out;
+
+  // Whether all rows are there; if not, the run ends.
+  ARK_FN bool check(const ark_call& call) const {
+    const int64_t count = table.size(0);
+    for (int64_t b = 0; b < out.size(0); ++b) {
+      const int64_t first = ark_of_row(position, b) + out.start(1);
+      if (first >= 0 && first + out.size(1) <= count) continue;
+      ark_fail(call, first < 0 || first > count ? first : count, count);
+      return false;
+    }
+    return true;
+  }
+  template <class At>
+  ARK_FN int64_t offset(const At& at) const {
+    return (ark_of_row(position, at.index[0]) + out.start(1) + at.index[1]) * table.stride(0);
+  }
+};
+
+// or else the one that broadcasting gives.
+template <class Table, class Out>
+struct ark_rope_table<Table, ark_absent, Out> {
+  const Table& table;
+  const ark_absent& position;
+  const Out& out;
+
+  template <class At>
+  ARK_FN int64_t offset(const At& at) const {
+    constexpr int skipped = Out::dims - Table::dims;
+    int64_t sum = 0;
+    for (int d = 0; d < Table::dims - 1; ++d)
+      if (table.size(d) > 1) sum += at.index[d + skipped] * table.stride(d);
+    return sum;
+  }
+};
+
+// One pair: elements `first` and `second` of x, in steps of their tensors.
+template <class A, class T>
+ARK_FN void ark_rope_pair(const T* x, T* y, const A* angle, int64_t angle_step, int64_t first,
+                          int64_t second, int64_t x_step, int64_t y_step) {
+  const float a = ark_load<T>(x[first * x_step]), b = ark_load<T>(x[second * x_step]);
+  const float c = ark_load<A>(angle[0]), s = ark_load<A>(angle[angle_step]);
+  y[first * y_step] = ark_store<T>(a * c - b * s);
+  y[second * y_step] = ark_store<T>(b * c + a * s);
+}
+
+template <class Team, class T, class A, int DIMS, int TABLE_DIMS, class Position>
+ARK_FN void ark_rope(const Team& team, const ark_call& call, const ark_tile<const T, DIMS>& in,
+                     const ark_tile<const A, TABLE_DIMS>& table, const Position& position,
+                     const ark_tile<T, DIMS>& out, bool interleaved) {
+  const ark_rope_table<ark_tile<const A, TABLE_DIMS>, Position, ark_tile<T, DIMS>> rows{
+      table, position, out};
+  if constexpr (ark_is_given<Position>) {
+    if (!rows.check(call)) return;
+  }
+  constexpr int last = DIMS - 1;
+  const int64_t half = table.size(TABLE_DIMS - 1) / 2, rest = out.size(last) - 2 * half;
+  const int64_t x_step = in.stride(last), y_step = out.stride(last);
+  const int64_t angle_step = table.stride(TABLE_DIMS - 1);
+  const int64_t row_count = out.count() / out.size(last);
+  const bool is_plain = x_step == 1 && y_step == 1 && angle_step == 1;
+  ark_each_cell(team, row_count, half, [&](int64_t row) {
+    const ark_position<DIMS> at(out, row);
+    const T* x = in.data + at.in(in);
+    T* y = out.data + at.in(out);
+    const A* angles = table.data + rows.offset(at);
+    return [=](int64_t i) {
+      const int64_t first = interleaved ? 2 * i : i, second = interleaved ? 2 * i + 1 : i + half;
+      if (is_plain)
+        ark_rope_pair(x, y, angles + 2 * i, 1, first, second, 1, 1);
+      else
+        ark_rope_pair(x, y, angles + 2 * i * angle_step, angle_step, first, second, x_step,
+                      y_step);
+    };
+  });
+  ark_each_cell(team, row_count, rest, [&](int64_t row) {
+    const ark_position<DIMS> at(out, row);
+    const T* x = in.data + at.in(in) + 2 * half * x_step;
+    T* y = out.data + at.in(out) + 2 * half * y_step;
+    return [=](int64_t i) { y[i * y_step] = x[i * x_step]; };
+  });
+}

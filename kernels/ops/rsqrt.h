@@ -1,0 +1,1 @@
+// 1 / sqrt(a): ark_rsqrt in math.h.

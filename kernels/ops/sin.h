@@ -1,0 +1,1 @@
+// sin(a): ark_sin in math.h.

@@ -1,0 +1,1 @@
+// sqrt(a), correctly rounded: ark_sqrt in base.h.

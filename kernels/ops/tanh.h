@@ -1,0 +1,1 @@
+// tanh(a): ark_tanh in math.h.

@@ -1,0 +1,178 @@
+"""Put a program's text together: headers, task functions, and the kernel around them."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+
+from ark_dist.core import abi
+from ark_dist.core.graph import quoted
+from ark_dist.core.target import Target
+
+ABI = "core/abi.py"
+# Files of ark_dist.kernels, and the records; the operators' own headers come in between.
+CPU_HEADERS = (
+    "include/base.h",
+    "include/math.h",
+    "include/random.h",
+    "include/team.h",
+    ABI,
+    "include/call.h",
+    "include/loop.h",
+    "include/tile.h",
+    "include/row.h",
+    "include/worker.h",
+    "include/control.h",
+)
+CPU_TAIL = ("include/host.h",)
+CUDA_HEADERS = (
+    "include/base.h",
+    "include/math.h",
+    "include/random.h",
+    ABI,
+    "device/ring.h",
+    "include/call.h",
+    "device/shared.h",
+    "device/control.h",
+    "device/team.h",
+    "device/nest.h",
+    "device/elements.h",
+    "device/panels.h",
+    "device/matvec.h",
+    "include/tile.h",
+    "include/row.h",
+)
+CUDA_TAIL = ("device/worker.h",)
+# Shared memory of a CTA that a kernel may have, by architecture.
+SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90a": 227 * 1024, "sm_100a": 227 * 1024}
+# ARK_SHARED_BYTES in device/shared.h.
+LEADER_BYTES = 2048
+SLOT_BYTES = 16 * 1024
+# Numbers of slots that are tried, powers of 2: the ring takes the most that fit.
+SLOT_COUNTS = (8, 4, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a program is made of.
+
+    Attributes:
+        name: the program's name.
+        target: what the plan was made for.
+        functions: comment, name and body of each task function.
+        ops: names of the operators it uses.
+        scratch_elems: fp32 elements of scratch memory that a task may need.
+        has_stream: whether weights come through the ring.
+    """
+
+    name: str
+    target: Target
+    functions: tuple[tuple[str, str, str], ...]
+    ops: tuple[str, ...]
+    scratch_elems: int
+    has_stream: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SharedLayout:
+    """How a CTA's shared memory is used.
+
+    Attributes:
+        slots: slots of the weight ring.
+        slot_bytes: bytes of each.
+        scratch_bytes: scratch memory; 0 where it does not fit and lies in global memory.
+    """
+
+    slots: int
+    slot_bytes: int
+    scratch_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """All of it."""
+        return LEADER_BYTES + self.slots * self.slot_bytes + self.scratch_bytes
+
+
+def shared_layout(arch: str, scratch_elems: int, has_stream: bool) -> SharedLayout:
+    """Divide the shared memory that a CTA has on an architecture."""
+    total = SHARED_BYTES[arch] - LEADER_BYTES
+    slot_bytes = SLOT_BYTES if has_stream else 16
+    scratch = -(-scratch_elems * 4 // 16) * 16
+    if scratch > total - SLOT_COUNTS[-1] * slot_bytes:
+        scratch = 0
+    slots = next(n for n in SLOT_COUNTS if n * slot_bytes <= total - scratch)
+    return SharedLayout(slots, slot_bytes, scratch)
+
+
+def cpu_text(parts: Parts) -> str:
+    """The C++ of a program: threads walk the queues."""
+    texts = [*_headers(CPU_HEADERS), *_op_headers(parts, ".h")]
+    functions = [f"{comment}\nvoid {name}{body}" for comment, name, body in parts.functions]
+    names = ",\n    ".join(name for _, name, _ in parts.functions)
+    texts.append("// ----- task functions\n" + "\n\n".join(functions))
+    texts.append(f"const ark_function ark_functions[] = {{\n    {names}\n}};")
+    texts.append("}  // namespace")
+    texts += _headers(CPU_TAIL)
+    system, body = _hoist_includes("\n\n".join(texts))
+    return f"{_title(parts)}\n\n{system}\n\nnamespace {{\n\n{body}\n"
+
+
+def cuda_text(parts: Parts) -> str:
+    """The CUDA C++ of a program: CTAs walk the queues."""
+    layout = shared_layout(parts.target.arch, parts.scratch_elems, parts.has_stream)
+    is_shared = str(layout.scratch_bytes > 0 or parts.scratch_elems == 0).lower()
+    constants = (
+        f"constexpr uint32_t ARK_RING_SLOTS = {layout.slots};\n"
+        f"constexpr uint32_t ARK_SLOT_BYTES = {layout.slot_bytes};\n"
+        f"constexpr uint32_t ARK_SCRATCH_BYTES = {layout.scratch_bytes};\n"
+        f"constexpr bool ARK_SCRATCH_IS_SHARED = {is_shared};"
+    )
+    texts = [constants, *_headers(CUDA_HEADERS), *_op_headers(parts, ".cuh", ".h")]
+    functions = [f"{comment}\nGPU_TASK void {name}{body}" for comment, name, body in parts.functions]
+    texts.append("// ----- task functions\n" + "\n\n".join(functions))
+    cases = [
+        f"    case {i}: return {name}(call);" for i, (_, name, _) in enumerate(parts.functions)
+    ]
+    inside = "\n".join(cases)
+    texts.append(
+        "GPU_FN void ark_dispatch(uint32_t function, const ark_call& call) {\n"
+        f"  switch (function) {{\n{inside}\n  }}\n}}"
+    )
+    texts += _headers(CUDA_TAIL)
+    _, body = _hoist_includes("\n\n".join(texts))
+    return f'{_title(parts)}\n\n#include "ark_gpu.h"\n\n{body}\n'
+
+
+def _title(parts: Parts) -> str:
+    return (
+        f"// Persistent kernel of {quoted(parts.name)}, made by ark_dist {parts.target.kind} plan."
+    )
+
+
+def _headers(names: Iterable[str]) -> list[str]:
+    return [
+        f"// ----- {name}\n" + (abi.c_header() if name == ABI else _read(name)) for name in names
+    ]
+
+
+def _op_headers(parts: Parts, *endings: str) -> list[str]:
+    # A norm's header comes before the matmul that may use it as a prologue.
+    ops = sorted(parts.ops, key=lambda op: (op == "matmul", op))
+    return _headers(_op_header(op, endings) for op in ops)
+
+
+def _op_header(op: str, endings: tuple[str, ...]) -> str:
+    folder = resources.files("ark_dist.kernels")
+    names = [f"ops/{op}{ending}" for ending in endings]
+    return next((name for name in names if (folder / name).is_file()), names[-1])
+
+
+def _read(name: str) -> str:
+    text: str = (resources.files("ark_dist.kernels") / name).read_text("utf-8")
+    return text.strip()
+
+
+def _hoist_includes(text: str) -> tuple[str, str]:
+    pattern = re.compile(r"^#include <[^>]+>$", re.MULTILINE)
+    system: Iterable[str] = dict.fromkeys(pattern.findall(text))
+    return "\n".join(system), pattern.sub("", text)

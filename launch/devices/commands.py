@@ -1,0 +1,122 @@
+"""Write commands as the records that kernels read."""
+
+import struct
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ark_dist.core import abi
+from ark_dist.core.plan import Plan
+from ark_dist.kernels.emit import Tables
+from ark_dist.launch.machine import Command
+
+Memory = npt.NDArray[Any]
+
+_COMMAND = struct.Struct(f"<QqqIIQ{abi.MAX_SCALARS}Q")
+_COMMAND_BYTES = abi.COMMAND.dtype.itemsize
+# Of `done`, the iterations done, in a record.
+DONE_OFFSET = 16
+
+
+def command_offset(sequence: int) -> int:
+    """Byte offset of a command's record in the ring."""
+    return (sequence % abi.COMMAND_RING) * _COMMAND_BYTES
+
+
+def write_command(
+    ring: memoryview,
+    sequence: int,
+    plan: Plan,
+    tables: Tables,
+    command: Command,
+    participants: int,
+) -> None:
+    """Write a command into its row; `participants` workers have to finish it."""
+    method = plan.method_names.index(command.method)
+    scalars, given = _scalars(plan, tables, command, method)
+    _COMMAND.pack_into(
+        ring,
+        command_offset(sequence),
+        command.epoch,
+        command.iterations,
+        0,
+        method,
+        participants,
+        given,
+        *scalars,
+    )
+
+
+def _scalars(plan: Plan, tables: Tables, command: Command, method: int) -> tuple[list[int], int]:
+    """The words of a command's scalars, and which are given."""
+    values, given = [0] * abi.MAX_SCALARS, 0
+    if command.scalars:
+        slots = tables.scalar_slots[method]
+        dtypes = {
+            str(n.attributes["name"]): n.output.dtype
+            for n in plan.methods[method].nodes
+            if n.op == "command_scalar"
+        }
+        for name, value in command.scalars:
+            data = np.asarray(value).astype(dtypes[name].numpy).tobytes()
+            values[slots[name]] = int.from_bytes(data.ljust(8, b"\0"), "little")
+            given |= 1 << slots[name]
+    return values, given
+
+
+class CommandRing:
+    """The host's side of the commands of a kernel on a GPU."""
+
+    def __init__(self, plan: Plan, tables: Tables, host: Memory, commands: Memory) -> None:
+        """Take the blocks that the kernel reads: the words, and the rows of commands."""
+        self._plan = plan
+        self._tables = tables
+        self._host = host
+        self._rows = commands.reshape(-1).view(np.uint8).data
+        self._collected = 0
+        self._results: list[int] = []
+        self.posted = 0
+
+    @property
+    def completed(self) -> int:
+        """Sequence number of the last command that is done."""
+        return int(self._host["completed"][0])
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a command has to be collected before another can be posted."""
+        return self.posted - self._collected == abi.COMMAND_RING
+
+    @property
+    def oldest(self) -> int:
+        """Sequence number of the first command that is not collected."""
+        return self._collected + 1
+
+    def post(self, command: Command) -> None:
+        """Let the kernel see a command."""
+        workers = self._plan.target.worker_count
+        self.posted += 1
+        write_command(self._rows, self.posted, self._plan, self._tables, command, workers)
+        self._host["posted"] = self.posted
+
+    def post_exit(self) -> None:
+        """Let the kernel exit after what was posted."""
+        self.posted += 1
+        zeros = (0,) * abi.MAX_SCALARS
+        row = command_offset(self.posted)
+        _COMMAND.pack_into(self._rows, row, 0, 0, 0, abi.EXIT, 0, 0, *zeros)
+        self._host["posted"] = self.posted
+
+    def collect(self) -> None:
+        """Keep the results of all commands that are done."""
+        while self._collected < self.completed:
+            self._collected += 1
+            start = command_offset(self._collected) + DONE_OFFSET
+            self._results.append(int.from_bytes(self._rows[start : start + 8], "little"))
+
+    def take_results(self) -> list[int]:
+        """Iterations done by each command since the last call."""
+        self.collect()
+        results, self._results = self._results, []
+        return results

@@ -1,0 +1,70 @@
+"""The GPU's matrix products, run by a GPU, agree with float64."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ark_dist.core.settings import read_settings
+from ark_dist.core.source import Source
+from ark_dist.launch.nvrtc import compile_cuda
+from tests.device_kernels import SCRATCH_OFFSET, kernel_text
+from tests.matmul_cases import ALL_CASES, Array, Case, Problem, T, tensor
+
+THREADS = 288
+ARCHS = {8: "sm_80", 9: "sm_90a", 10: "sm_100a"}  # by compute capability
+
+# What the emulation can't know: how warp groups read their operands.
+GROUP_CASES = [
+    tensor(m, n, k, tile=tile, dtype=dtype, b=T, **rest)
+    for tile in ("128, 128, 8, 3", "128, 64, 8, 3")
+    for dtype in ("ark_bf16", "ark_fp16")
+    for m, n, k, rest in [
+        (128, 128, 64, {}),
+        (256, 192, 512, {"epilogue": "test_store_pair"}),
+        (130, 70, 333, {}),
+        (200, 136, 1024, {"prologue": "test_norm"}),
+    ]
+]
+
+cupy: Any = pytest.importorskip("cupy", reason="cupy is not installed")
+
+
+def arch() -> str:
+    try:
+        capability = str(cupy.cuda.Device().compute_capability)
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        pytest.skip(f"no GPU: {error}")
+    major = int(capability[:-1])
+    if major not in ARCHS:
+        pytest.skip(f"nothing is compiled for compute capability {capability}")
+    return ARCHS[major]
+
+
+def run(case: Case, seed: int) -> None:
+    """Run a case on random operands and compare with float64."""
+    problem = Problem(case, seed)
+    source = Source(case.kind, "cuda", kernel_text(case.kind, **dict(case.parameters)))
+    binary, _ = compile_cuda(source, arch=arch(), settings=read_settings())
+    module = cupy.RawModule(path=str(binary.path))
+    memory: dict[str, Any] = {}
+
+    def place(name: str, array: Array, is_writable: bool) -> int:
+        memory[name] = cupy.asarray(np.frombuffer(array.tobytes(), np.uint8))
+        return int(memory[name].data.ptr)
+
+    config = problem.config(place)
+    constant = module.get_global("config")
+    constant.copy_from_host(config.ctypes.data, config.nbytes)
+    kernel = module.get_function("kernel")
+    kernel.max_dynamic_shared_size_bytes = smem_bytes = SCRATCH_OFFSET + case.scratch_bytes
+    kernel((1,), (THREADS,), (), shared_mem=smem_bytes)
+    cupy.cuda.Device().synchronize()
+    problem.y[...] = cupy.asnumpy(memory["y"]).view(np.float32).reshape(problem.y.shape)
+    problem.check()
+
+
+@pytest.mark.parametrize("case", [*ALL_CASES, *GROUP_CASES], ids=str)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_product_on_the_gpu_agrees_with_float64(case: Case, seed: int) -> None:
+    run(case, seed)
