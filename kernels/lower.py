@@ -60,9 +60,7 @@ def frame_of(node: Node) -> str:
     return kernel.frame
 
 
-def lower(
-    group: Group, nodes: Sequence[Node], read_only: frozenset[int] = frozenset()
-) -> Lowered:
+def lower(group: Group, nodes: Sequence[Node], read_only: frozenset[int] = frozenset()) -> Lowered:
     """Sort the nodes of a group by role and collect its operands."""
     members = [nodes[n] for n in group.nodes]
     anchors = [n for n in members if frame_of(n) in ANCHORS]

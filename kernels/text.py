@@ -107,9 +107,8 @@ def shared_layout(arch: str, scratch_elems: int, has_stream: bool) -> SharedLayo
 def cpu_text(parts: Parts) -> str:
     """The C++ of a program: threads walk the queues."""
     texts = [*_headers(CPU_HEADERS), *_op_headers(parts, ".h")]
-    functions = [f"{comment}\nvoid {name}{body}" for comment, name, body in parts.functions]
     names = ",\n    ".join(name for _, name, _ in parts.functions)
-    texts.append("// ----- task functions\n" + "\n\n".join(functions))
+    texts.append(_functions(parts, "void"))
     texts.append(f"const ark_function ark_functions[] = {{\n    {names}\n}};")
     texts.append("}  // namespace")
     texts += _headers(CPU_TAIL)
@@ -128,8 +127,7 @@ def cuda_text(parts: Parts) -> str:
         f"constexpr bool ARK_SCRATCH_IS_SHARED = {is_shared};"
     )
     texts = [constants, *_headers(CUDA_HEADERS), *_op_headers(parts, ".cuh", ".h")]
-    functions = [f"{comment}\nGPU_TASK void {name}{body}" for comment, name, body in parts.functions]
-    texts.append("// ----- task functions\n" + "\n\n".join(functions))
+    texts.append(_functions(parts, "GPU_TASK void"))
     cases = [
         f"    case {i}: return {name}(call);" for i, (_, name, _) in enumerate(parts.functions)
     ]
@@ -141,6 +139,11 @@ def cuda_text(parts: Parts) -> str:
     texts += _headers(CUDA_TAIL)
     _, body = _hoist_includes("\n\n".join(texts))
     return f'{_title(parts)}\n\n#include "ark_gpu.h"\n\n{body}\n'
+
+
+def _functions(parts: Parts, result: str) -> str:
+    texts = (f"{comment}\n{result} {name}{body}" for comment, name, body in parts.functions)
+    return "// ----- task functions\n" + "\n\n".join(texts)
 
 
 def _title(parts: Parts) -> str:

@@ -11,6 +11,9 @@ from ark_dist.core.task import Group, Task
 from ark_dist.core.view import Region, View
 from ark_dist.scheduler.fuse import frame
 
+# Frames of operators that touch only a part of what they declare.
+SPARSE_FRAMES = ("gather", "tile")
+
 
 def tile(
     groups: Sequence[Group], nodes: Sequence[Node], buffers: Sequence[Buffer], target: Target
@@ -60,10 +63,12 @@ def _task(
 ) -> Task:
     reads: dict[Region, None] = {}
     made = {nodes[n].output for n in group.nodes[:-1]}
-    ops = 0
+    ops = declared = 0
     for node, out_box, boxes in node_boxes(group, nodes, box):
         op = OPS[node.op]
-        ops += op.cost(node.input_specs, node.output.spec, node.attributes, out_box).ops
+        cost = op.cost(node.input_specs, node.output.spec, node.attributes, out_box)
+        ops += cost.ops
+        declared += cost.bytes
         for view, read in zip(node.inputs, boxes, strict=True):
             if view not in made and box_size(read):
                 reads[view.region(read, buffers[view.buffer].shape)] = None
@@ -71,7 +76,10 @@ def _task(
             reads[view.whole(buffers[view.buffer].shape)] = None
     output = nodes[group.nodes[-1]].output
     write = output.region(box, buffers[output.buffer].shape)
-    moved = sum(
+    touched = sum(
         box_size(region.box) * buffers[region.buffer].dtype.itemsize for region in (*reads, write)
     )
-    return Task(task_id, group.id, box, tuple(reads), (write,), Cost(moved, ops), group.effect)
+    # Regions hold all that may be touched; where data decides, the operator knows how much is.
+    is_sparse = any(frame(nodes[n]) in SPARSE_FRAMES for n in group.nodes)
+    cost = Cost(declared if is_sparse else touched, ops)
+    return Task(task_id, group.id, box, tuple(reads), (write,), cost, group.effect)

@@ -40,9 +40,7 @@ def emulated(
 ) -> Iterator[Session]:
     """A session that is launched on an emulated GPU."""
     settings = replace(read_settings(), timeout_s=timeout_s)
-    device = EmulatedDevice(
-        plan, settings, seed=seed, is_race_checked=race, has_watchdog=watchdog
-    )
+    device = EmulatedDevice(plan, settings, seed=seed, is_race_checked=race, has_watchdog=watchdog)
     session = Session(plan, device, SessionOptions(timeout_s=timeout_s))
     session.compile(lambda path: None)
     session.launch()

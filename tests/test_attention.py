@@ -227,6 +227,22 @@ def test_a_length_outside_of_the_keys_names_itself(device: str, workers: int, ba
             session.wait()
 
 
+def test_empty_tensors_give_empty_results() -> None:
+    builder = GraphBuilder("empty")
+    attrs: dict[str, AttrValue] = {"causal": True, "scale": None}
+    outputs = []
+    for b, t, h, s, w in ((0, 1, 2, 5, 4), (1, 0, 2, 5, 4), (1, 1, 0, 5, 4), (1, 1, 2, 5, 0)):
+        query, key = builder.tensor((b, t, h, 8), "fp32"), builder.tensor((b, s, 1, 8), "fp32")
+        value = builder.tensor((b, s, 1, w), "fp32")
+        outputs.append(builder.apply("attention", [query, key, value], attrs))
+    for device in ("numpy", "cpu"):
+        for target in (cpu_target(1, best_isa()), eager(cpu_target(40, best_isa()))):
+            with launched(builder.freeze(), target, device) as session:
+                session.run(1, "forward", {})
+                session.wait()
+                assert all(session.read(output.view).size == 0 for output in outputs)
+
+
 def test_scores_that_are_large_do_not_overflow() -> None:
     builder = GraphBuilder("large")
     query, key = builder.tensor((1, 1, 1, 4), "fp32"), builder.tensor((1, 200, 1, 4), "fp32")

@@ -24,7 +24,7 @@ ERRORS: list[tuple[type[Exception], str, Call]] = [
     # The builder's own.
     (
         ValueError,
-        "operator 'gelu_x' is not registered; there are abs, add, ",
+        "operator 'gelu_x' is not registered; did you mean gelu",
         lambda s: s.apply("gelu_x", [s.x]),
     ),
     (

@@ -93,10 +93,10 @@ def test_no_access_races_with_a_copy_by_lanes(case: Case) -> None:
 BARRIER = "gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);"
 # What a case must catch: the text that goes, the text that comes.
 MUTATIONS = [
-    (TENSOR_CASES[1], f"{BARRIER}\n    const int ahead", "const int ahead"),
+    (TENSOR_CASES[1], f"{BARRIER}\n    }}\n    const int ahead", "}\n    const int ahead"),
     (TENSOR_CASES[1], "gpu_copy_wait<distance - 1>", "gpu_copy_wait<distance>"),
     (TENSOR_CASES[1], "8 * third + in_8, k0 / 8 + second", "8 * second + in_8, k0 / 8 + third"),
-    (TENSOR_CASES[2], f"{BARRIER}\n\n  const int row", "const int row"),
+    (TENSOR_CASES[2], f"{BARRIER}\n  ark_tensor_finish", "ark_tensor_finish"),
     (PLAIN_CASES[0], f"{BARRIER}\n    if (step + 1", "if (step + 1"),
     (STREAM_CASES[1], "gpu_sync_warp();  // the other lanes", "// the other lanes"),
     (
@@ -113,7 +113,7 @@ MUTATIONS = [
         f"{BARRIER}\n        ark_stage_rows<TA, M, CHUNK>",
         "ark_stage_rows<TA, M, CHUNK>",
     ),
-    (DIRECT_CASES[6], f"{BARRIER}\n      if (lane < lanes)", "if (lane < lanes)"),
+    (DIRECT_CASES[6], f"{BARRIER}\n    if (lane < lanes)", "if (lane < lanes)"),
 ]
 
 

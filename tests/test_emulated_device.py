@@ -107,7 +107,8 @@ def test_a_missing_signal_is_a_deadlock_with_have_and_want() -> None:
     plan = never_raised(gpu_plan(block()))
     with emulated(plan) as session:
         session.run(1, "forward", {})
-        with pytest.raises(EmulationFault, match=r"gpu_wait on 'counters' .*have \d+, want \d+") as info:
+        text = r"gpu_wait on 'counters' .*have \d+, want \d+"
+        with pytest.raises(EmulationFault, match=text) as info:
             session.wait()
         assert info.value.kind == "deadlock"
 

@@ -52,6 +52,6 @@ def test_no_task_races_or_touches_what_it_did_not_declare(op: str, dtype: str) -
 
 def test_all_operators_were_tried() -> None:
     assert {op for op, _ in PAIRS} == set(TESTED)
-    assert {dtype for _, dtype in PAIRS} == {d for op in TESTED for d in OPS[op].dtypes} <= set(
-        DTYPES
+    assert (
+        {dtype for _, dtype in PAIRS} == {d for op in TESTED for d in OPS[op].dtypes} <= set(DTYPES)
     )

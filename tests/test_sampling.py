@@ -177,6 +177,14 @@ def test_without_heat_the_first_of_the_largest_is_taken() -> None:
             assert np.array_equal(found, data.argmax(axis=1))
 
 
+def test_no_rows_give_no_tokens() -> None:
+    builder = GraphBuilder()
+    token = builder.apply("sample", [builder.tensor((0, 7), "fp32"), 0, 1.0, 5, 0.9, 0])
+    for device in ("numpy", "cpu"):
+        (found,) = run_once(builder.freeze(), cpu_target(2, best_isa()), device, {}, [token])
+        assert found.shape == (0,)
+
+
 # Quantile of the chi-square distribution, by Wilson and Hilferty: 4.8 standard deviations, one
 # in a million.
 def chi_square_limit(freedom: int) -> float:

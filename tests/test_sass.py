@@ -7,8 +7,12 @@ import pytest
 from ark_dist.core.errors import CompileError, CompilerNotFoundError
 from ark_dist.core.settings import read_settings
 from ark_dist.core.source import Source
+from ark_dist.core.target import wide_target
+from ark_dist.kernels.emit import emit_cuda
 from ark_dist.launch import nvrtc, sass
+from ark_dist.scheduler.plan import PlanOptions, make_plan
 from tests.device_kernels import kernel_text
+from tests.plan_models import block
 
 ARCHS = ("sm_80", "sm_90a", "sm_100a")
 
@@ -113,6 +117,15 @@ def test_warp_groups_multiply_on_sm_90a(tile: str, dtype: str, rest: dict[str, s
     assert function.generic == {} and function.local == {}
     assert function.count(GROUPS[tile]) == 4
     assert function.count("HMMA") == function.count("LDSM") == 0
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_whole_program_keeps_to_registers_and_known_memory(arch: str) -> None:
+    source, _ = emit_cuda(make_plan(block(), wide_target(8, arch, "cuda"), PlanOptions()))
+    binary, report = nvrtc.compile_cuda(source, arch=arch, settings=read_settings())
+    assert report.kernel("ark_kernel").stack_bytes == 0
+    function = sass.functions(binary.path)["ark_kernel"]
+    assert function.generic == {} and function.local == {}
 
 
 @pytest.mark.parametrize("arch", ARCHS)

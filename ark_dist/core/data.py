@@ -1,8 +1,9 @@
 """Turn numbers and arrays into the data of tensors, and refuse what would change."""
 
 import numpy as np
+import numpy.typing as npt
 
-from ark_dist.core.dtype import DType
+from ark_dist.core.dtype import BF16, DType
 from ark_dist.core.op import Array
 from ark_dist.core.shape import Shape
 
@@ -50,3 +51,22 @@ def bits_dtype(dtype: DType) -> np.dtype[np.generic]:
 def as_array(data: bytes, dtype: DType, shape: Shape) -> Array:
     """Read the initial bytes of a buffer as an array."""
     return np.frombuffer(data, dtype.numpy).reshape(shape)
+
+
+def rounded(value: npt.NDArray[np.float64], dtype: DType) -> npt.NDArray[np.generic]:
+    """Convert float64 to a dtype in one rounding, to nearest even; too large becomes infinite."""
+    with np.errstate(all="ignore"):
+        # ml_dtypes would go through fp32 and round twice.
+        source = _cut_to_odd(value) if dtype is BF16 else value
+        return np.asarray(source.astype(dtype.numpy))
+
+
+def _cut_to_odd(value: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Cut to fp32; the last bit is 1 where something was lost, so that rounding again is safe."""
+    near = np.atleast_1d(value).astype(np.float32)
+    bits = near.view(np.uint32).copy()
+    is_cut = (near != value) & ~np.isnan(near)
+    bits -= is_cut & (np.abs(near) > np.abs(value))
+    bits |= is_cut
+    cut: npt.NDArray[np.float32] = bits.view(np.float32).reshape(value.shape)
+    return cut

@@ -1,5 +1,6 @@
 """Hold everything there is to know about an operator in one frozen record."""
 
+import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -182,8 +183,11 @@ def register(op: Op) -> Op:
 
 
 def find_op(name: str) -> Op:
-    """Return the operator called `name`; ValueError lists what there is."""
+    """Return the operator called `name`; ValueError names those that are near."""
     if name not in OPS:
-        known = ", ".join(sorted(OPS)) or "none: import ark_dist.kernels.ops first"
-        raise ValueError(f"operator {name!r} is not registered; there are {known}")
+        near = difflib.get_close_matches(str(name), OPS, n=3)
+        way_out = f"did you mean {' or '.join(near)}?" if near else "docs/operators.md lists them"
+        if not OPS:
+            way_out = "there is none: import ark_dist.kernels.ops first"
+        raise ValueError(f"operator {name!r} is not registered; {way_out}")
     return OPS[name]

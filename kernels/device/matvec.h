@@ -251,6 +251,34 @@ struct ark_computed_source {
   }
 };
 
+// Add up what all warps, and in these the lanes that are equal modulo `lanes`, have of the columns
+// from j0 on, and pass it on. Row by row: scratch holds a line per warp.
+template <int M, int CHUNK, class Epilogue>
+ARK_FN void ark_columns_finish(float (&sums)[M][CHUNK], float* scratch, int lanes, int j0, int m,
+                               int n, const Epilogue& epilogue) {
+  constexpr int line = int(GPU_WARP) * CHUNK;
+  const int warp = int(gpu_warp()), lane = int(gpu_lane()), thread = int(gpu_thread());
+#pragma unroll
+  for (int i = 0; i < M; ++i) {
+#pragma unroll 1
+    for (int bit = lanes; bit < int(GPU_WARP); bit *= 2)
+#pragma unroll
+      for (int e = 0; e < CHUNK; ++e) sums[i][e] += gpu_shuffle_xor(sums[i][e], bit);
+    gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
+    if (lane < lanes)
+#pragma unroll
+      for (int e = 0; e < CHUNK; e += 4)
+        ark_write_floats(scratch + warp * line + lane * CHUNK + e, sums[i] + e);
+    gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
+    if (thread < lanes * CHUNK && j0 + thread < n && i < m) {
+      float sum = 0;
+#pragma unroll
+      for (int other = 0; other < int(ARK_WARPS); ++other) sum += scratch[other * line + thread];
+      epilogue(i, j0 + thread, sum);
+    }
+  }
+}
+
 // Weights whose columns are neighbours in memory: lanes own chunks of columns, and what lanes and
 // warps are left over share k. x lies in shared memory row by row.
 template <class TA, class TB, int M, class Prologue, class Epilogue>
@@ -258,7 +286,7 @@ ARK_FN void ark_few_columns(float* scratch, int64_t scratch_bytes, const TA* a, 
                             int64_t a_k, const TB* b, int64_t b_k, int64_t b_n, int m, int n,
                             int k, const Prologue& prologue, const Epilogue& epilogue) {
   constexpr int chunk = ark_chunk<TB>, line = int(GPU_WARP) * chunk;
-  const int warp = int(gpu_warp()), lane = int(gpu_lane()), thread = int(gpu_thread());
+  const int lane = int(gpu_lane()), thread = int(gpu_thread());
   const bool is_aligned = ark_is_aligned(b, b_k, b_n);
   const int chunks = (n + chunk - 1) / chunk;
   int lanes = int(GPU_WARP);  // that share one k
@@ -290,25 +318,7 @@ ARK_FN void ark_few_columns(float* scratch, int64_t scratch_bytes, const TA* a, 
         }
       }
     }
-#pragma unroll
-    for (int i = 0; i < M; ++i) {
-#pragma unroll 1
-      for (int bit = lanes; bit < int(GPU_WARP); bit *= 2)
-#pragma unroll
-        for (int e = 0; e < chunk; ++e) sums[i][e] += gpu_shuffle_xor(sums[i][e], bit);
-      gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
-      if (lane < lanes)
-#pragma unroll
-        for (int e = 0; e < chunk; e += 4)
-          ark_write_floats(scratch + warp * line + lane * chunk + e, sums[i] + e);
-      gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
-      if (thread < lanes * chunk && q0 * chunk + thread < n && i < m) {
-        float sum = 0;
-#pragma unroll
-        for (int other = 0; other < int(ARK_WARPS); ++other) sum += scratch[other * line + thread];
-        epilogue(i, q0 * chunk + thread, sum);
-      }
-    }
+    ark_columns_finish<M, chunk>(sums, scratch, lanes, q0 * chunk, m, n, epilogue);
   }
   gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
 }

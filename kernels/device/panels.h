@@ -100,7 +100,8 @@ struct ark_staged {
     if (!panel.is_whole) return;
 #pragma unroll
     for (int i = 0; i < Panel::per_thread; ++i) {
-      const int c = Panel::chunk(i), row = row0 + Panel::row(c), column = column0 + Panel::column(c);
+      const int c = Panel::chunk(i);
+      const int row = row0 + Panel::row(c), column = column0 + Panel::column(c);
       if (Panel::has(c) && panel.is_inside(row, column))
         held[i] = *reinterpret_cast<const gpu_vec4*>(panel.at(row, column));
     }
@@ -146,7 +147,8 @@ ARK_FN void ark_group_step(float (&sums)[Tile::warp_m / 16][Tile::warp_n / 8][4]
 #pragma unroll
   for (int k0 = 0; k0 < Tile::k; k0 += 16) {
     const int start = k0 * int(sizeof(T));
-    const uint64_t from_a = gpu_wgmma_operand(rows + start), from_b = gpu_wgmma_operand(b + start);
+    const uint64_t from_a = gpu_wgmma_operand(rows + start);
+    const uint64_t from_b = gpu_wgmma_operand(b + start);
     if constexpr (ark_is_same<T, ark_bf16>)
       gpu_wgmma_bf16<Tile::n>(sums[0], from_a, from_b);
     else
@@ -177,7 +179,7 @@ ARK_FN void ark_finish_steps(float (&sums)[M][N][4]) {
 #endif
 }
 
-// Multiply what one stage holds, by warps. Fragments of A are 16 x 16, of B 16 x 16 as two of 16 x 8.
+// Multiply what one stage holds, by warps. Fragments of A are 16 x 16, those of B two of 16 x 8.
 template <class T, class Tile, bool A_ALONG_K, bool B_ALONG_K>
 ARK_FN void ark_tensor_step(float (&sums)[Tile::warp_m / 16][Tile::warp_n / 8][4], const char* a,
                             const char* b) {

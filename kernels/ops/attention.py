@@ -82,7 +82,7 @@ def in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...]
     """What a tile reads; a tile has all times' queries, since the last one's place counts."""
     q, k, v = specs[:3]
     batch, _, (start, stop), _ = box
-    group = q.shape[2] // k.shape[2]
+    group = max(q.shape[2] // k.shape[2], 1)
     if start % group or stop % group:
         raise ValueError(f"attention: tile {box} cuts a group of {group} heads")
     keys = (batch, (0, k.shape[1]), (start // group, stop // group))
@@ -144,7 +144,7 @@ def cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
     keys = max(keys, 0)
     depth = q.shape[3] + v.shape[3]
     rows = batch * times * heads
-    groups = heads * k.shape[2] // q.shape[2]
+    groups = heads * k.shape[2] // max(q.shape[2], 1)
     elements = batch * keys * groups * depth + rows * depth
     return Cost(elements * q.dtype.itemsize, rows * keys * (2 * depth + SCORE_OPS))
 

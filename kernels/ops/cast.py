@@ -1,13 +1,13 @@
 """Convert a tensor to another dtype."""
 
 import numpy as np
-import numpy.typing as npt
 
-from ark_dist.core.dtype import ALL_DTYPES, BF16, DTYPES, DType
+from ark_dist.core.data import rounded
+from ark_dist.core.dtype import ALL_DTYPES, DTYPES, DType
 from ark_dist.core.op import Argument, Array, Attrs, Kernel, Specs
 from ark_dist.core.shape import Box
 from ark_dist.core.view import Spec
-from ark_dist.kernels.rules import INPUT, Floats, map_op
+from ark_dist.kernels.rules import INPUT, map_op
 
 SUMMARY = """Convert a tensor to `dtype`.
 
@@ -26,27 +26,13 @@ def _infer(specs: Specs, attrs: Attrs) -> Spec:
     return Spec(specs[0].shape, _dtype(attrs))
 
 
-def _odd(value: Floats) -> npt.NDArray[np.float32]:
-    """Cut to fp32; the last bit is 1 where something was lost, so that rounding again is safe."""
-    near = np.atleast_1d(value).astype(np.float32)
-    bits = near.view(np.uint32).copy()
-    is_cut = (near != value) & ~np.isnan(near)
-    bits -= is_cut & (np.abs(near) > np.abs(value))
-    bits |= is_cut
-    cut: npt.NDArray[np.float32] = bits.view(np.float32).reshape(value.shape)
-    return cut
-
-
 def _reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
     value, dtype = tiles[0], _dtype(attrs)
     if dtype.kind == "bool":
         return np.asarray(value != 0)
     if dtype.is_float:
         # Straight from float64, which holds every dtype; what is too large becomes infinite.
-        with np.errstate(over="ignore"):
-            wide = value.astype(np.float64)
-            # ml_dtypes would go through fp32 and round twice.
-            return np.asarray((_odd(wide) if dtype is BF16 else wide).astype(dtype.numpy))
+        return rounded(value.astype(np.float64), dtype)
     if np.issubdtype(value.dtype, np.floating):
         whole = np.nan_to_num(np.trunc(value.astype(np.float64)), nan=0.0)
         return np.asarray(np.clip(whole, *dtype.limits).astype(dtype.numpy))

@@ -50,74 +50,13 @@ ARK_FN void ark_finish_pair(const Epilogue& epilogue, int i, int j, float value,
 
 // --- tensor cores -------------------------------------------------------------------------------
 
-// One Tile from row i0, column j0 on. A_ALONG_K: k runs along the lines of A that are copied,
-// else its rows do; the same for B.
-template <class T, class Tile, bool A_ALONG_K, bool B_ALONG_K, class Prologue, class Epilogue>
-ARK_FN void ark_tensor_tile_product(char* scratch, const T* a, const T* b,
-                                    const ark_matmul_shape& s, int i0, int j0,
-                                    const Prologue& prologue, const Epilogue& epilogue) {
-  constexpr bool is_plain = ark_is_same<Prologue, ark_matmul_no_prologue>;
-  constexpr int a_rows = A_ALONG_K ? Tile::m : Tile::k, a_width = A_ALONG_K ? Tile::k : Tile::m;
-  constexpr int b_rows = B_ALONG_K ? Tile::n : Tile::k, b_width = B_ALONG_K ? Tile::k : Tile::n;
-  typedef ark_panel<T, a_rows, a_width> a_panel;
-  typedef ark_panel<T, b_rows, b_width> b_panel;
-  const int m = int(s.m), n = int(s.n), k = int(s.k);
-  const a_panel from_a = A_ALONG_K ? a_panel(a, s.a_m, s.a_k, m, k) : a_panel(a, s.a_k, s.a_m, k, m);
-  const b_panel from_b = B_ALONG_K ? b_panel(b, s.b_n, s.b_k, n, k) : b_panel(b, s.b_k, s.b_n, k, n);
-  ark_staged<T, a_panel, A_ALONG_K, Prologue> staged;
-  const auto a_stage = [&](int step) {
-    return scratch + step % Tile::stages * (Tile::a_bytes + Tile::b_bytes);
-  };
-  const auto b_stage = [&](int step) { return a_stage(step) + Tile::a_bytes; };
-  const auto a_row = [&](int step) { return A_ALONG_K ? i0 : step * Tile::k; };
-  const auto a_column = [&](int step) { return A_ALONG_K ? step * Tile::k : i0; };
-  const auto copy = [&](int step) {
-    if constexpr (is_plain)
-      from_a.copy(a_stage(step), a_row(step), a_column(step));
-    else
-      staged.read(from_a, a_row(step), a_column(step));
-    from_b.copy(b_stage(step), B_ALONG_K ? j0 : step * Tile::k, B_ALONG_K ? step * Tile::k : j0);
-  };
-  const auto store = [&](int step) {
-    if constexpr (!is_plain)
-      staged.store(from_a, a_stage(step), a_row(step), a_column(step), prologue);
-  };
-
-  float sums[Tile::warp_m / 16][Tile::warp_n / 8][4] = {};
-  const int steps = (k + Tile::k - 1) / Tile::k;
-  // Steps that are under way. Warp groups are still at the one before: its place is not free yet.
-  constexpr bool by_groups = ark_uses_groups<Tile, A_ALONG_K, B_ALONG_K>;
-  constexpr int distance = Tile::stages - (by_groups ? 2 : 1);
-#pragma unroll
-  for (int step = 0; step < distance; ++step) {
-    if (step < steps) {
-      copy(step);
-      store(step);
-    }
-    gpu_copy_commit();
-  }
-#pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    gpu_copy_wait<distance - 1>();
-    ark_publish_step<by_groups>();
-    // All see this step's data, and are done with the one whose place is filled next.
-    gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
-    const int ahead = step + distance;
-    if (ahead < steps) copy(ahead);
-    gpu_copy_commit();
-    if constexpr (by_groups)
-      ark_group_step<T, Tile>(sums, a_stage(step), b_stage(step));
-    else
-      ark_tensor_step<T, Tile, A_ALONG_K, B_ALONG_K>(sums, a_stage(step), b_stage(step));
-    if (ahead < steps) store(ahead);
-  }
-  gpu_copy_wait<0>();
-  ark_finish_steps<by_groups>(sums);
-  gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
-
-  const int row = i0 + int(gpu_warp()) / Tile::warps_n * Tile::warp_m + int(gpu_lane()) / 4;
-  const int column =
-      j0 + int(gpu_warp()) % Tile::warps_n * Tile::warp_n + int(gpu_lane()) % 4 * 2;
+// Pass on the sums of a tile from row i0, column j0 on.
+template <class Tile, class Epilogue>
+ARK_FN void ark_tensor_finish(const float (&sums)[Tile::warp_m / 16][Tile::warp_n / 8][4], int i0,
+                              int j0, int m, int n, const Epilogue& epilogue) {
+  const int warp = int(gpu_warp()), lane = int(gpu_lane());
+  const int row = i0 + warp / Tile::warps_n * Tile::warp_m + lane / 4;
+  const int column = j0 + warp % Tile::warps_n * Tile::warp_n + lane % 4 * 2;
 #pragma unroll
   for (int i = 0; i < Tile::warp_m / 16; ++i)
 #pragma unroll
@@ -126,6 +65,92 @@ ARK_FN void ark_tensor_tile_product(char* scratch, const T* a, const T* b,
       for (int h = 0; h < 2; ++h)
         ark_finish_pair(epilogue, row + 16 * i + 8 * h, column + 8 * j, sums[i][j][2 * h],
                         sums[i][j][2 * h + 1], m, n);
+}
+
+// Brings the operands of one tile, from row i0 and column j0 on, into shared memory. A_ALONG_K: k
+// runs along the lines of A that are copied, else its rows do; the same for B.
+template <class T, class Tile, bool A_ALONG_K, bool B_ALONG_K, class Prologue>
+struct ark_tensor_feed {
+  static constexpr bool is_plain = ark_is_same<Prologue, ark_matmul_no_prologue>;
+  typedef ark_panel<T, A_ALONG_K ? Tile::m : Tile::k, A_ALONG_K ? Tile::k : Tile::m> a_panel;
+  typedef ark_panel<T, B_ALONG_K ? Tile::n : Tile::k, B_ALONG_K ? Tile::k : Tile::n> b_panel;
+  char* scratch;
+  a_panel a;
+  b_panel b;
+  int i0, j0;
+  const Prologue& prologue;
+  ark_staged<T, a_panel, A_ALONG_K, Prologue> staged;
+
+  ARK_FN ark_tensor_feed(char* scratch, const T* a, const T* b, const ark_matmul_shape& s, int i0,
+                         int j0, const Prologue& prologue)
+      : scratch(scratch),
+        a(A_ALONG_K ? a_panel(a, s.a_m, s.a_k, int(s.m), int(s.k))
+                    : a_panel(a, s.a_k, s.a_m, int(s.k), int(s.m))),
+        b(B_ALONG_K ? b_panel(b, s.b_n, s.b_k, int(s.n), int(s.k))
+                    : b_panel(b, s.b_k, s.b_n, int(s.k), int(s.n))),
+        i0(i0),
+        j0(j0),
+        prologue(prologue) {}
+
+  ARK_FN char* a_stage(int step) const {
+    return scratch + step % Tile::stages * (Tile::a_bytes + Tile::b_bytes);
+  }
+  ARK_FN char* b_stage(int step) const { return a_stage(step) + Tile::a_bytes; }
+  ARK_FN int a_row(int step) const { return A_ALONG_K ? i0 : step * Tile::k; }
+  ARK_FN int a_column(int step) const { return A_ALONG_K ? step * Tile::k : i0; }
+
+  // Start to bring a step,
+  ARK_FN void copy(int step) {
+    if constexpr (is_plain)
+      a.copy(a_stage(step), a_row(step), a_column(step));
+    else
+      staged.read(a, a_row(step), a_column(step));
+    b.copy(b_stage(step), B_ALONG_K ? j0 : step * Tile::k, B_ALONG_K ? step * Tile::k : j0);
+  }
+  // and put there what came through registers.
+  ARK_FN void store(int step) const {
+    if constexpr (!is_plain)
+      staged.store(a, a_stage(step), a_row(step), a_column(step), prologue);
+  }
+};
+
+// One Tile from row i0, column j0 on.
+template <class T, class Tile, bool A_ALONG_K, bool B_ALONG_K, class Prologue, class Epilogue>
+ARK_FN void ark_tensor_tile_product(char* scratch, const T* a, const T* b,
+                                    const ark_matmul_shape& s, int i0, int j0,
+                                    const Prologue& prologue, const Epilogue& epilogue) {
+  ark_tensor_feed<T, Tile, A_ALONG_K, B_ALONG_K, Prologue> feed(scratch, a, b, s, i0, j0,
+                                                                prologue);
+  float sums[Tile::warp_m / 16][Tile::warp_n / 8][4] = {};
+  const int steps = (int(s.k) + Tile::k - 1) / Tile::k;
+  // Steps that are under way. Warp groups are still at the one before: its place is not free yet.
+  constexpr bool by_groups = ark_uses_groups<Tile, A_ALONG_K, B_ALONG_K>;
+  constexpr int distance = Tile::stages - (by_groups ? 2 : 1);
+  // The first turns only copy.
+#pragma unroll 1
+  for (int step = -distance; step < steps; ++step) {
+    if (step >= 0) {
+      gpu_copy_wait<distance - 1>();
+      ark_publish_step<by_groups>();
+      // All see this step's data, and are done with the one whose place is filled next.
+      gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
+    }
+    const int ahead = step + distance;
+    if (ahead < steps) feed.copy(ahead);
+    gpu_copy_commit();
+    if (step >= 0) {
+      if constexpr (by_groups)
+        ark_group_step<T, Tile>(sums, feed.a_stage(step), feed.b_stage(step));
+      else
+        ark_tensor_step<T, Tile, A_ALONG_K, B_ALONG_K>(sums, feed.a_stage(step),
+                                                       feed.b_stage(step));
+    }
+    if (ahead < steps) feed.store(ahead);
+  }
+  gpu_copy_wait<0>();
+  ark_finish_steps<by_groups>(sums);
+  gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
+  ark_tensor_finish<Tile>(sums, i0, j0, int(s.m), int(s.n), epilogue);
 }
 
 // a * b for fp16 or bf16, accumulated in fp32; Tile::scratch_bytes of scratch. With a prologue
@@ -219,6 +244,18 @@ ARK_FN void ark_plain_step(float (&sums)[Tile::thread_m][Tile::thread_n], const 
   }
 }
 
+template <class Tile, class Epilogue>
+ARK_FN void ark_plain_finish(const float (&sums)[Tile::thread_m][Tile::thread_n], int i0, int j0,
+                             int m, int n, const Epilogue& epilogue) {
+  const int x = int(gpu_thread()) % 16, y = int(gpu_thread()) / 16;
+#pragma unroll
+  for (int i = 0; i < Tile::thread_m; ++i)
+#pragma unroll
+    for (int j = 0; j < Tile::thread_n; j += 2)
+      ark_finish_pair(epilogue, i0 + i / 4 * 64 + y * 4 + i % 4, j0 + j / 4 * 64 + x * 4 + j % 4,
+                      sums[i][j], sums[i][j + 1], m, n);
+}
+
 template <class TA, class TB, class Tile, class Prologue, class Epilogue>
 ARK_FN void ark_plain_tile_product(float* scratch, const TA* a, const TB* b,
                                    const ark_matmul_shape& s, int i0, int j0,
@@ -252,13 +289,7 @@ ARK_FN void ark_plain_tile_product(float* scratch, const TA* a, const TB* b,
   }
   gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
 
-  const int x = int(gpu_thread()) % 16, y = int(gpu_thread()) / 16;
-#pragma unroll
-  for (int i = 0; i < Tile::thread_m; ++i)
-#pragma unroll
-    for (int j = 0; j < Tile::thread_n; j += 2)
-      ark_finish_pair(epilogue, i0 + i / 4 * 64 + y * 4 + i % 4, j0 + j / 4 * 64 + x * 4 + j % 4,
-                      sums[i][j], sums[i][j + 1], m, n);
+  ark_plain_finish<Tile>(sums, i0, j0, m, n, epilogue);
 }
 
 // a * b for any floats and strides, in fp32; Tile::scratch_bytes of scratch.

@@ -132,9 +132,11 @@ def _parts(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> int:
         return 1
     if hint > 1:
         return max(n for n in range(1, min(hint, k) + 1) if k % n == 0)
-    if target.counters != "group":
-        return 1
     boxes = tiles(specs, out, attrs, target)
+    worth = parts_worth(cost(specs, out, attrs, full_box(out.shape)), target)
+    if target.counters != "group" or len(boxes) >= worth:
+        # Not wide, or cut as finely as it is worth.
+        return 1
     whole = cost(specs, out, attrs, boxes[0])
     most = min(target.worker_count // len(boxes), k // MIN_PART)
 

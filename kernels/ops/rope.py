@@ -38,7 +38,7 @@ FAILURE = "position {value} is outside the table of {limit} rows"
 def _infer(specs: Specs, attrs: Attrs) -> Spec:
     x, table = specs[:2]
     check_dtypes("rope", FLOATS, (x,))
-    if table.dtype not in (x.dtype,) and table.dtype.name != "fp32":
+    if table.dtype != x.dtype and table.dtype.name != "fp32":
         raise TypeError(f"rope: dtypes differ, {x.dtype} and {table.dtype}; cast other to fp32")
     if not x.shape or not table.shape:
         raise ValueError("rope: a tensor has no dimensions; reshape it to (1, D)")
@@ -92,7 +92,7 @@ def _reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
         first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
     else:
         first, second = slice(0, half), slice(half, 2 * half)
-    result = x.copy()
+    result: Floats = x.copy()
     with np.errstate(all="ignore"):
         result[..., first] = x[..., first] * cos - x[..., second] * sin
         result[..., second] = x[..., second] * cos + x[..., first] * sin

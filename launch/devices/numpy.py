@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ark_dist.core.data import rounded
 from ark_dist.core.dtype import DType
 from ark_dist.core.errors import TaskError
 from ark_dist.core.op import OPS, Array
@@ -100,5 +101,7 @@ def _widened(array: Array, dtype: DType) -> Array:
 
 
 def _rounded(array: Array, dtype: DType) -> Array:
+    if dtype.is_float:
+        return rounded(array.astype(np.float64), dtype)
     with np.errstate(all="ignore"):
         return array.astype(dtype.numpy)

@@ -75,7 +75,8 @@ GPU_FN uint64_t gpu_wgmma_operand(const void* rows) {
 #define GPU_SUMS16(c, j) \
   GPU_SUMS4(c, j), GPU_SUMS4(c, j + 1), GPU_SUMS4(c, j + 2), GPU_SUMS4(c, j + 3)
 #define GPU_DIGITS(d)                                                                   \
-  "%" #d "0, %" #d "1, %" #d "2, %" #d "3, %" #d "4, %" #d "5, %" #d "6, %" #d "7, %" #d "8, %" #d "9"
+  "%" #d "0, %" #d "1, %" #d "2, %" #d "3, %" #d "4, "                                  \
+  "%" #d "5, %" #d "6, %" #d "7, %" #d "8, %" #d "9"
 #define GPU_ONES "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9"
 #define GPU_WGMMA(name, type)                                                           \
   template <int N>                                                                      \

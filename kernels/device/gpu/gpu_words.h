@@ -29,7 +29,7 @@ using gpu_same = typename gpu_identity<T>::type;
   template <class T>                                                                        \
   GPU_FN T name(const T* word) {                                                            \
     static_assert(sizeof(T) == 4 || sizeof(T) == 8, "4 or 8 bytes");                        \
-    if (__isShared(word)) {                                                                 \
+    if (!__isGlobal(word)) {                                                                \
       GPU_LOAD_FROM("shared", order, "r"(gpu_shared_address(word)))                         \
     } else {                                                                                \
       GPU_LOAD_FROM("global", order, "l"(gpu_global_address(word)))                         \
@@ -47,7 +47,7 @@ using gpu_same = typename gpu_identity<T>::type;
   template <class T>                                                                        \
   GPU_FN void name(T* word, gpu_same<T> value) {                                            \
     static_assert(sizeof(T) == 4 || sizeof(T) == 8, "4 or 8 bytes");                        \
-    if (__isShared(word)) {                                                                 \
+    if (!__isGlobal(word)) {                                                                \
       GPU_STORE_TO("shared", order, "r"(gpu_shared_address(word)))                          \
     } else {                                                                                \
       GPU_STORE_TO("global", order, "l"(gpu_global_address(word)))                          \
