@@ -1145,7 +1145,7 @@ def rmsnorm(
     output: Tensor | None = None,
     name: str | None = None,
 ) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight along `axis` (Zhang and Sennrich 2019).
+    """Scale rows: x / sqrt(mean(x^2) + eps) * weight along `axis` (Zhang and Sennrich 2019).
 
     `weight` has the input's dtype; left out, it is 1. Before a matmul it runs inside the matmul.
 
@@ -2152,7 +2152,7 @@ class TensorOps:
         output: Tensor | None = None,
         name: str | None = None,
     ) -> Tensor:
-        """x / sqrt(mean(x^2) + eps) * weight along `axis` (Zhang and Sennrich 2019).
+        """Scale rows: x / sqrt(mean(x^2) + eps) * weight along `axis` (Zhang and Sennrich 2019).
 
         Arguments and errors: `ark_dist.rmsnorm`.
         """
@@ -3087,7 +3087,7 @@ class ModelOps:
         output: Tensor | None = None,
         name: str | None = None,
     ) -> Tensor:
-        """x / sqrt(mean(x^2) + eps) * weight along `axis` (Zhang and Sennrich 2019).
+        """Scale rows: x / sqrt(mean(x^2) + eps) * weight along `axis` (Zhang and Sennrich 2019).
 
         Arguments and errors: `ark_dist.rmsnorm`.
         """

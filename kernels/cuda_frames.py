@@ -38,11 +38,19 @@ WARPS, THREADS = 8, 256
 SHORT_ROW = 16
 
 
-def write_cuda_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
-    """Return the function body and the parameters of one tile."""
+def write_cuda_call(
+    lowered: Lowered, box: Box, scalar_slots: dict[str, int], *, slot_bytes: int
+) -> Call:
+    """Return the function body and the parameters of one tile.
+
+    `slot_bytes` are those of a slot of the weight ring.
+    """
     if lowered.anchor is None:
         return _map_call(lowered, box)
-    return _FRAMES[frame_of(lowered.anchor)](lowered, box, scalar_slots)
+    frame = frame_of(lowered.anchor)
+    if frame == "matmul":
+        return matmul_call(lowered, box, slot_bytes)
+    return _FRAMES[frame](lowered, box, scalar_slots)
 
 
 def cuda_call_key(lowered: Lowered, box: Box) -> object:
@@ -285,5 +293,4 @@ _FRAMES: dict[str, Callable[[Lowered, Box, dict[str, int]], Call]] = {
     "gather": _gather_call,
     "control": _control_call,
     "tile": _tile_call,
-    "matmul": matmul_call,
 }

@@ -19,7 +19,6 @@ from ark_dist.kernels.cuda_nest import (
 from ark_dist.kernels.frames import Call, Stretch, offsets
 from ark_dist.kernels.lower import Lowered, Nest, matrix_strides
 from ark_dist.kernels.stream import COPY_BYTES, cut_weights, segments
-from ark_dist.kernels.text import SLOT_BYTES
 
 # Rows of A that one warp multiplies from registers, with as many columns as fit beside them.
 FEW_ROWS = 8
@@ -107,11 +106,11 @@ def is_streamed(lowered: Lowered, box: Box) -> bool:
     )
 
 
-def matmul_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
-    """Return the function body and the parameters of one tile."""
+def matmul_call(lowered: Lowered, box: Box, slot_bytes: int) -> Call:
+    """Return the function body and the parameters of one tile; slots are those of the ring."""
     product = product_of(lowered, box)
     nest = _nest(lowered, box)
-    text, scratch_bytes, extra, stream = _variant(lowered, box, product)
+    text, scratch_bytes, extra, stream = _variant(lowered, box, product, slot_bytes)
     prologue_bytes = 0
     prologue: list[str] = ["const ark_matmul_no_prologue prologue;"]
     if lowered.prologue is not None:
@@ -139,7 +138,7 @@ def matmul_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Cal
 
 
 def _variant(
-    lowered: Lowered, box: Box, product: Product
+    lowered: Lowered, box: Box, product: Product, slot_bytes: int
 ) -> tuple[str, int, tuple[int, ...], tuple[Stretch, ...]]:
     """The call of one of the products, its scratch bytes, extra parameters and its stream."""
     a, b = (o.view.dtype for o in lowered.operands[:2])
@@ -152,7 +151,7 @@ def _variant(
         if not is_streamed(lowered, box):
             text = f"ark_matvec_direct<{head}(scratch, {scratch_bytes}, a0, a1, shape, prologue, "
             return f"{text}epilogue)", scratch_bytes, (), ()
-        cut, stream = _stream(product, b.itemsize, held)
+        cut, stream = _stream(product, b.itemsize, held, slot_bytes)
         at = EXTRAS + 2 * len(lowered.operands)
         pair = f"ark_few_cut{{int(nest.extra({at})), int(nest.extra({at + 1}))}}"
         text = (
@@ -173,9 +172,9 @@ def _variant(
 
 
 def _stream(
-    product: Product, itemsize: int, held: int
+    product: Product, itemsize: int, held: int, slot_bytes: int
 ) -> tuple[tuple[int, int], tuple[Stretch, ...]]:
-    cut = cut_weights(product.n, product.k, itemsize, slot_bytes=SLOT_BYTES, held=held)
+    cut = cut_weights(product.n, product.k, itemsize, slot_bytes=slot_bytes, held=held)
     rows = segments(0, product.n, product.k, itemsize, product.b[1] * itemsize, cut)
     stretches = (
         Stretch(1, int(r["source"]), int(r["bytes"]), int(r["count"]), int(r["pitch"]))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from ark_dist.core.task import Group
 from ark_dist.kernels.cuda_frames import cuda_call_key, write_cuda_call
 from ark_dist.kernels.frames import Call, Stretch, call_key, offsets, write_call
 from ark_dist.kernels.lower import Lowered, lower
-from ark_dist.kernels.text import Parts, cpu_text, cuda_text
+from ark_dist.kernels.text import SLOT_BYTES, Parts, cpu_text, cuda_text
 
 Table = npt.NDArray[np.void]
 # ARK_MAX_METHODS in worker.h.
@@ -113,7 +114,8 @@ def emit_cuda(plan: Plan) -> tuple[Source, Tables]:
 
     The source includes `ark_gpu.h`: that of `kernels/device/gpu`, or of `emulated`.
     """
-    return _emit(plan, _Language("cuda", write_cuda_call, cuda_call_key, cuda_text))
+    write = partial(write_cuda_call, slot_bytes=SLOT_BYTES[plan.target.arch])
+    return _emit(plan, _Language("cuda", write, cuda_call_key, cuda_text))
 
 
 def _emit(plan: Plan, language: _Language) -> tuple[Source, Tables]:

@@ -47,9 +47,10 @@ CUDA_TAIL = ("device/worker.h",)
 SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90a": 227 * 1024, "sm_100a": 227 * 1024}
 # ARK_SHARED_BYTES in device/shared.h.
 LEADER_BYTES = 2048
-SLOT_BYTES = 16 * 1024
-# Numbers of slots that are tried, powers of 2: the ring takes the most that fit.
-SLOT_COUNTS = (8, 4, 2)
+# One slot for each warp that computes (ARK_RING_WARPS in device/ring.h), as large as lets
+# everything else be in shared memory too.
+SLOTS = 8
+SLOT_BYTES = {"sm_80": 8 * 1024, "sm_90a": 16 * 1024, "sm_100a": 16 * 1024}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +97,11 @@ class SharedLayout:
 def shared_layout(arch: str, scratch_elems: int, has_stream: bool) -> SharedLayout:
     """Divide the shared memory that a CTA has on an architecture."""
     total = SHARED_BYTES[arch] - LEADER_BYTES
-    slot_bytes = SLOT_BYTES if has_stream else 16
+    slot_bytes = SLOT_BYTES[arch] if has_stream else 16
     scratch = -(-scratch_elems * 4 // 16) * 16
-    if scratch > total - SLOT_COUNTS[-1] * slot_bytes:
+    if scratch > total - SLOTS * slot_bytes:
         scratch = 0
-    slots = next(n for n in SLOT_COUNTS if n * slot_bytes <= total - scratch)
-    return SharedLayout(slots, slot_bytes, scratch)
+    return SharedLayout(SLOTS, slot_bytes, scratch)
 
 
 def cpu_text(parts: Parts) -> str:

@@ -1,18 +1,22 @@
-"""The worked example of CONTRIBUTING.md, followed word by word on a copy of the tree."""
+"""The worked examples of CONTRIBUTING.md, followed word by word on a copy of the tree."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import ark_dist.kernels.ops  # noqa: F401  # registers the operators
+from ark_dist.core.errors import CompilerNotFoundError
 from ark_dist.core.op import OPS
 from ark_dist.core.settings import child_environment
-from tests.test_docs import ROOT, Block, blocks
+from ark_dist.launch.nvrtc import find_nvrtc
+from tests.test_docs import ROOT, blocks
 
 LIMIT_S = 120
 LEFT_OUT = shutil.ignore_patterns(
@@ -46,19 +50,39 @@ def changed(tree: Path) -> list[str]:
     return sorted(name for words in lists for name in run(tree, ["git", *words]).splitlines())
 
 
-def example(found: Sequence[Block]) -> tuple[dict[str, str], str, str, str]:
-    """The example's files by name, the program that uses it, what that prints, the formula."""
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What the text tells to do.
+
+    Attributes:
+        files: new files by name.
+        program: what uses the new operators.
+        shown: what that prints.
+        formulas: lines for the table of formulas.
+    """
+
+    files: dict[str, str]
+    program: str
+    shown: str
+    formulas: str
+
+    @property
+    def names(self) -> list[str]:
+        """The operators, each defined by two files of one name."""
+        names = sorted({Path(path).stem for path in self.files})
+        wanted = (f"kernels/ops/{name}{suffix}" for name in names for suffix in (".h", ".py"))
+        assert sorted(self.files) == sorted(wanted)
+        return names
+
+
+def read_example(path: Path) -> Example:
+    """Find the example's parts in the document."""
+    found = blocks(path)
     files = {block.label: block.text for block in found if block.label}
     (program,) = (block.text for block in found if block.info == "python" and not block.label)
     (shown,) = (block.text for block in found if block.info == "text output")
-    return files, program, shown, files.pop(FORMULAS)
-
-
-def operator_name(files: dict[str, str]) -> str:
-    """The operator that two files of one name define."""
-    (name,) = {Path(path).stem for path in files}
-    assert sorted(files) == [f"kernels/ops/{name}.h", f"kernels/ops/{name}.py"]
-    return name
+    formulas = files.pop(FORMULAS)
+    return Example(files, program, shown, formulas)
 
 
 @pytest.fixture
@@ -73,39 +97,62 @@ def tree(tmp_path: Path) -> Path:
     return copy
 
 
-def test_the_worked_example_adds_an_operator(tree: Path, tmp_path: Path) -> None:
-    files, program, shown, formula = example(blocks(ROOT / "CONTRIBUTING.md"))
-    name = operator_name(files)
-    assert name not in OPS, f"{name} is an operator by now; the example needs another one"
-    for path, text in files.items():
+def test_the_worked_example_adds_operators(tree: Path, tmp_path: Path) -> None:
+    example = read_example(ROOT / "CONTRIBUTING.md")
+    assert len(example.names) == 2
+    for name in example.names:
+        assert name not in OPS, f"{name} is an operator by now; the example needs another one"
+    for path, text in example.files.items():
         (tree / path).write_text(text, "utf-8")
     # What ./dev generate runs once the environment is there.
     generate = ["-m", "ark_dist.kernels.generate"]
     assert f"exec python {' '.join(generate)}" in (tree / "dev").read_text("utf-8")
     run(tree, [sys.executable, *generate])
-    assert changed(tree) == ["ark_dist/ops.py", *sorted(files)]
-    for device in ("numpy", "cpu"):
-        cache = str(tmp_path / "cache")
-        printed = run(
-            tree, [sys.executable, "-c", program], ARK_DIST_DEVICE=device, ARK_DIST_CACHE_DIR=cache
-        )
-        assert printed == shown, device
-    add_formula(tree, formula)
+    assert changed(tree) == ["ark_dist/ops.py", *sorted(example.files)]
+    use(tree, example, tmp_path / "cache")
+    add_formulas(tree, example.formulas)
+    try_operators(tree, example.names, tmp_path / "cache")
     run(tree, [sys.executable, "-m", "tests.test_docs", "--write"])
-    assert changed(tree) == sorted(["ark_dist/ops.py", "docs/operators.md", FORMULAS, *files])
-    lint(tree, [*files, "ark_dist/ops.py"])
-    # The shared tests find it; those that compile take a minute and would show nothing more.
-    chosen = f"{name} and not cpu and not instruction_set"
-    passed = run(tree, [sys.executable, "-m", "pytest", "-q", "tests", "-k", chosen])
-    assert " passed" in passed
+    assert changed(tree) == sorted(
+        ["ark_dist/ops.py", "docs/operators.md", FORMULAS, *example.files]
+    )
+    lint(tree, [*example.files, "ark_dist/ops.py"])
+    # The shared tests find them; those that compile take minutes and would show nothing more.
+    for name in example.names:
+        chosen = f"{name} and not cpu and not instruction_set and not emulated"
+        passed = run(tree, [sys.executable, "-m", "pytest", "-q", "tests", "-k", chosen])
+        assert " passed" in passed
 
 
-def add_formula(tree: Path, line: str) -> None:
-    """Put the formula where the text says."""
+def use(tree: Path, example: Example, cache: Path) -> None:
+    """Run the program on each device: it prints what is shown."""
+    for device in ("numpy", "cpu", "emulated"):
+        command = [sys.executable, "-c", example.program]
+        variables = {"ARK_DIST_DEVICE": device, "ARK_DIST_CACHE_DIR": str(cache)}
+        assert run(tree, command, **variables) == example.shown, device
+
+
+def try_operators(tree: Path, names: Sequence[str], cache: Path) -> None:
+    """Run cases of the operators on each device, and compile them for a GPU where that works."""
+    command = [sys.executable, "-m", "tests.try_operator", *names]
+    printed = run(tree, command, ARK_DIST_CACHE_DIR=str(cache))
+    try:
+        find_nvrtc()
+        compiled = r"compiled for sm_90a: \d+ registers, 0 bytes of stack"
+    except CompilerNotFoundError:
+        compiled = "not compiled for sm_90a: .*"
+    devices = ("numpy", "cpu", "emulated", "emulated, race mode")
+    told = [rf"{device}: \d+ cases agree with the formula" for device in devices]
+    lines = [f"{name}: {text}" for name in names for text in (*told, compiled)]
+    assert re.fullmatch("\n".join(lines) + "\n", printed), printed
+
+
+def add_formulas(tree: Path, lines: str) -> None:
+    """Put the formulas where the text says."""
     path = tree / FORMULAS
     before, table, after = path.read_text("utf-8").partition(TABLE)
     assert table, f"{FORMULAS} has no table of formulas: CONTRIBUTING.md has to say where they are"
-    path.write_text(before + table + line + after, "utf-8")
+    path.write_text(before + table + lines + after, "utf-8")
 
 
 def lint(tree: Path, names: Sequence[str]) -> None:

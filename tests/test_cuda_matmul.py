@@ -97,7 +97,7 @@ MUTATIONS = [
     (TENSOR_CASES[1], "gpu_copy_wait<distance - 1>", "gpu_copy_wait<distance>"),
     (TENSOR_CASES[1], "8 * third + in_8, k0 / 8 + second", "8 * second + in_8, k0 / 8 + third"),
     (TENSOR_CASES[2], f"{BARRIER}\n  ark_tensor_finish", "ark_tensor_finish"),
-    (PLAIN_CASES[0], f"{BARRIER}\n    if (step + 1", "if (step + 1"),
+    (PLAIN_CASES[0], f"is filled next.\n    {BARRIER}\n  }}\n  ark_plain", "\n  }\n  ark_plain"),
     (STREAM_CASES[1], "gpu_sync_warp();  // the other lanes", "// the other lanes"),
     (
         STREAM_CASES[1],

@@ -16,9 +16,10 @@ import pytest
 
 import ark_dist.kernels.ops  # noqa: F401  # registers the operators
 from ark_dist.benchmarks import BENCHES
-from ark_dist.core.dtype import ALL_DTYPES
-from ark_dist.core.op import OPS
+from ark_dist.core.dtype import ALL_DTYPES, FLOATS, NUMBERS
+from ark_dist.core.op import OPS, Op
 from ark_dist.core.settings import child_environment, read_settings
+from ark_dist.scheduler.fuse import ANCHOR_FRAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted(
@@ -29,6 +30,26 @@ RUN = [path for path in DOCS if path.name not in ("CONTRIBUTING.md", "CHANGELOG.
 LIMIT_S = 120
 SUFFIXES = (".py", ".h", ".cuh", ".md", ".toml", ".sh")
 OPERATORS = ROOT / "docs" / "operators.md"
+TABLE_HEAD = ("| operator | dtypes | what it does | fuses with |", "|---|---|---|---|")
+MOVEMENT = "Movement and views"
+# Sections in order, with the operators whose frame does not tell where they belong.
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Elementwise": (),
+    "Comparison and choice": (
+        *("equal", "greater", "greater_equal", "less", "less_equal", "not_equal", "where"),
+    ),
+    "Rows and reductions": ("cumsum",),
+    MOVEMENT: ("copy",),
+    "Matrices and transformers": (
+        *("attention", "embedding", "im2col", "matmul", "rope", "sample"),
+    ),
+    "State and control": ("identity", "scatter", "stop_when"),
+}
+FRAME_SECTIONS = {
+    "map": "Elementwise",
+    "row": "Rows and reductions",
+    "reduce": "Rows and reductions",
+}
 START, END = "<!-- operators: written by python -m tests.test_docs --write -->\n", "<!-- end -->\n"
 
 
@@ -91,17 +112,49 @@ def run_program(block: Block, folder: Path) -> str:
     return done.stdout
 
 
-def operator_table() -> str:
-    """The table of operators and dtypes, from the records."""
-    lines = [
-        f"| operator | frame | {' | '.join(ALL_DTYPES)} |",
-        f"|---|---|{':-:|' * len(ALL_DTYPES)}",
-    ]
-    for name in sorted(name for name, op in OPS.items() if op.effect != "command"):
-        op = OPS[name]
-        marks = " | ".join("x" if dtype in op.dtypes else " " for dtype in ALL_DTYPES)
-        lines.append(f"| `{name}` | {op.kernel.frame if op.kernel else 'view'} | {marks} |")
-    return "\n".join(lines) + "\n"
+def operator_tables() -> str:
+    """The tables of public operators, one for each section, from the records."""
+    public = sorted((op for op in OPS.values() if op.is_public), key=lambda op: op.name)
+    lines = []
+    for section in SECTIONS:
+        rows = [operator_row(op) for op in public if section_of(op) == section]
+        lines += [f"## {section}", "", *TABLE_HEAD, *rows, ""]
+    return "\n" + "\n".join(lines)
+
+
+def section_of(op: Op) -> str:
+    """The section of the document that an operator is in: by name, else by its frame."""
+    for section, names in SECTIONS.items():
+        if op.name in names:
+            return section
+    return FRAME_SECTIONS.get(op.kernel.frame if op.kernel else "", MOVEMENT)
+
+
+def operator_row(op: Op) -> str:
+    """An operator's line: name, dtypes, the first line of its summary, what it runs with."""
+    summary = op.summary.splitlines()[0].replace("|", r"\|")
+    return f"| `{op.name}` | {dtypes_text(op.dtypes)} | {summary} | {fuses_text(op)} |"
+
+
+def dtypes_text(dtypes: tuple[str, ...]) -> str:
+    """Dtypes in few words: the names of the sets they hold, then what is left."""
+    left, words = set(dtypes), []
+    for word, names in (("all", ALL_DTYPES), ("numbers", NUMBERS), ("floats", FLOATS)):
+        if left >= set(names):
+            words.append(word)
+            left -= set(names)
+    return ", ".join([*words, *(name for name in ALL_DTYPES if name in left)])
+
+
+def fuses_text(op: Op) -> str:
+    """What an operator can share a task with, as scheduler/fuse.py has it."""
+    if op.kernel is None:
+        return "no work" if op.pieces is None else "whatever makes its parts"
+    if op.kernel.frame == "map":
+        return "before and after"
+    if op.kernel.frame not in ANCHOR_FRAMES:
+        return "nothing"
+    return "after, or a matmul" if op.kernel.has_prologue else "after"
 
 
 def prose(path: Path) -> str:
@@ -169,10 +222,10 @@ def documented_variables() -> dict[str, str]:
 
 
 def write() -> None:
-    """Write the shown outputs and the table of operators anew."""
+    """Write the shown outputs and the tables of operators anew."""
     text = OPERATORS.read_text("utf-8")
     start, end = text.index(START) + len(START), text.index(END)
-    OPERATORS.write_text(text[:start] + operator_table() + text[end:], "utf-8")
+    OPERATORS.write_text(text[:start] + operator_tables() + text[end:], "utf-8")
     for block, shown in programs():
         if shown is not None:
             fence = f"```{block.info}\n{block.text}```"
@@ -260,10 +313,23 @@ def test_a_documented_default_is_the_default() -> None:
             assert read_settings({name: default}) == read_settings({}), name
 
 
-def test_the_table_of_operators_is_current() -> None:
+def test_the_tables_of_operators_are_current() -> None:
     text = OPERATORS.read_text("utf-8")
     shown = text[text.index(START) + len(START) : text.index(END)]
-    assert shown == operator_table(), "run python -m tests.test_docs --write"
+    assert shown == operator_tables(), "run python -m tests.test_docs --write"
+
+
+def test_every_public_operator_is_in_one_table_and_no_other_is() -> None:
+    shown = re.findall(r"^\| `(\w+)` \|", operator_tables(), re.M)
+    assert sorted(shown) == sorted(name for name, op in OPS.items() if op.is_public)
+    assert {name for names in SECTIONS.values() for name in names} <= set(shown)
+
+
+def test_a_table_names_sets_of_dtypes() -> None:
+    assert dtypes_text(ALL_DTYPES) == "all"
+    assert dtypes_text((*NUMBERS, "bool")) == "numbers, bool"
+    assert dtypes_text(FLOATS) == "floats"
+    assert dtypes_text(("bool", "int32")) == "int32, bool"
 
 
 def test_blocks_are_found_with_their_labels(tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ EPS = 1e-5
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes; `end` is the token that ends a run once all rows of the batch have it."""
+    """Sizes; `end` is the token that ends a run once all rows of the batch have it.
+
+    With `is_output_major` weights are (out, in), as checkpoints have them, else (in, out).
+    """
 
     batch: int = 1
     prompt: int = 5
@@ -30,6 +33,7 @@ class Config:
     positions: int = 40
     dtype: str = "fp32"
     is_per_row: bool = False
+    is_output_major: bool = False
     end: int = -1
     top_k: int = 0
     top_p: float = 1.0
@@ -73,6 +77,8 @@ def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
             "up": (c.hidden, c.inner),
             "down": (c.inner, c.hidden),
         }
+        if c.is_output_major:
+            part = {name: shape[::-1] for name, shape in part.items()}
         shapes |= {f"layer_{layer}.{name}": shape for name, shape in part.items()}
     return shapes | {"norm": (c.hidden,), "head": (c.vocabulary, c.hidden)}
 
@@ -83,7 +89,8 @@ def random_weights(config: Config, seed: int) -> dict[str, Array]:
     dtype = GraphBuilder().tensor((1,), config.dtype).view.dtype.numpy
     weights = {}
     for name, shape in weight_shapes(config).items():
-        scale = 1.0 if len(shape) == 1 or name == "embedding" else shape[-2] ** -0.5
+        inner = shape[-1 if config.is_output_major else 0]
+        scale = 1.0 if len(shape) == 1 or name == "embedding" else inner**-0.5
         data = rng.normal(size=shape) * scale + (1.0 if len(shape) == 1 else 0.0)
         weights[name] = data.astype(dtype)
     return weights
@@ -118,8 +125,12 @@ class _Builder:
     ) -> Value:
         return self.graph.apply(op, inputs, attrs, output=output)
 
+    def product(self, x: Value, weight: str) -> Value:
+        turned = self.config.is_output_major
+        return self.apply("matmul", x, self.weights[weight], transpose_other=turned)
+
     def heads(self, x: Value, weight: str, count: int) -> Value:
-        product = self.apply("matmul", x, self.weights[weight])
+        product = self.product(x, weight)
         shape = (*x.view.shape[:2], count, self.config.depth)
         return self.apply("reshape", product, shape=shape)
 
@@ -137,15 +148,15 @@ class _Builder:
         )
         mixed = self.apply("attention", q, keys, values, length, causal=True)
         flat = self.apply("reshape", mixed, shape=(*x.view.shape[:2], c.heads * c.depth))
-        return self.apply("matmul", flat, self.weights[name + "output"])
+        return self.product(flat, name + "output")
 
     def block(self, x: Value, layer: int, length: Value) -> Value:
         name = f"layer_{layer}."
         x = self.apply("add", x, self.attention(self.norm(x, name + "norm"), layer, length))
         y = self.norm(x, name + "inner_norm")
-        gate = self.apply("silu", self.apply("matmul", y, self.weights[name + "gate"]))
-        inner = self.apply("mul", gate, self.apply("matmul", y, self.weights[name + "up"]))
-        return self.apply("add", x, self.apply("matmul", inner, self.weights[name + "down"]))
+        gate = self.apply("silu", self.product(y, name + "gate"))
+        inner = self.apply("mul", gate, self.product(y, name + "up"))
+        return self.apply("add", x, self.product(inner, name + "down"))
 
     def method(self, name: str, tokens: Value) -> Value:
         """All of one step, from tokens (B, T) to the next token; returns the logits."""
@@ -220,6 +231,8 @@ def _attention(x: Floats, w: dict[str, Floats], name: str, c: Config) -> Floats:
 def sequence_logits(config: Config, weights: dict[str, Array], tokens: Ints) -> Floats:
     """Logits (T, vocabulary) after each token of one sequence, in float64."""
     w = {name: array.astype(np.float64) for name, array in weights.items()}
+    if config.is_output_major:
+        w |= {name: w[name].T for name in w if "layer" in name}
     x = w["embedding"][tokens]
     for layer in range(config.layers):
         name = f"layer_{layer}."

@@ -31,7 +31,7 @@ ARK_FN void ark_stage_rows(float* to, const T* a, int64_t a_m, int64_t a_k, int 
   const bool is_aligned = ark_is_aligned(a + k0 * a_k, a_m, a_k) && k - k0 >= padded;
   // How many whole chunks a row has; other elements come one by one.
   const int chunks = is_aligned ? padded / count : 0;
-#pragma unroll (M > 2 ? 1 : 4)
+#pragma unroll (M > 1 ? 1 : 2)
   for (int q = thread; q < chunks; q += threads) {
     gpu_vec4 bits[M] = {};
 #pragma unroll
@@ -68,11 +68,11 @@ ARK_FN void ark_stage_rows(float* to, const T* a, int64_t a_m, int64_t a_k, int 
 
 // sums[r][i] += weights of column r * row i of x over `chunks` chunks, by one warp; lane l takes
 // chunks l, l + 32, ...; load(r, q, w) gives the weights of chunk q.
-template <int R, int M, int CHUNK, class Load>
+template <int UNROLL, int R, int M, int CHUNK, class Load>
 ARK_FN void ark_few_dot(float (&sums)[R][M], const ark_few_rows& rows, int chunks,
                         const Load& load) {
   // More would take more registers than there are.
-#pragma unroll (R * M > 16 ? 1 : 2)
+#pragma unroll (R * M > 8 ? 1 : UNROLL)
   for (int q = int(gpu_lane()); q < chunks; q += int(GPU_WARP)) {
     float w[R][CHUNK];
 #pragma unroll
@@ -180,7 +180,8 @@ ARK_FN void ark_few_product(float* scratch, int64_t scratch_bytes, const TA* a, 
           // Past the last column that one is read again: its sums go nowhere.
           source.load(data, j0, c + r < left ? c + r : left - 1, k0, depth, q, w);
         };
-        ark_few_dot<R, M, CHUNK>(sums, rows, ark_padded(depth, CHUNK) / CHUNK, load);
+        const int chunks = ark_padded(depth, CHUNK) / CHUNK;
+        ark_few_dot<Source::unroll, R, M, CHUNK>(sums, rows, chunks, load);
         if (c + R >= left) source.release(first, width, part);
         if (part == parts - 1) ark_few_finish<R, M>(sums, j0 + c, left - c, m, epilogue);
       }
@@ -192,6 +193,7 @@ ARK_FN void ark_few_product(float* scratch, int64_t scratch_bytes, const TA* a, 
 // Weights from the ring, one group's part per slot.
 template <class T>
 struct ark_ring_source {
+  static constexpr int unroll = 2;  // chunks under way
   ark_ring& ring;
   uint32_t slot;  // of the first group's first part
   int parts;
@@ -218,6 +220,7 @@ struct ark_ring_source {
 // Weights from global memory, column by column.
 template <class T, bool IS_ALIGNED>
 struct ark_line_source {
+  static constexpr int unroll = IS_ALIGNED ? 2 : 1;
   const T* b;
   int64_t b_k, b_n;
 
@@ -238,6 +241,7 @@ struct ark_line_source {
 // Weights that a function computes: operand(k, j).
 template <class Operand>
 struct ark_computed_source {
+  static constexpr int unroll = 1;
   const Operand& operand;
 
   ARK_FN bool acquire(int, int, int) const { return true; }
@@ -306,7 +310,7 @@ ARK_FN void ark_few_columns(float* scratch, int64_t scratch_bytes, const TA* a, 
         gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
       }
       const int end = k - k0 < depth ? k - k0 : depth, step = int(ARK_CONSUMERS) / lanes;
-#pragma unroll (M > 4 ? 1 : 4)
+#pragma unroll (M > 2 ? 1 : 2)
       for (int p = thread / lanes; p < end; p += step) {
         float w[chunk];
         ark_unpack<TB>(ark_read_chunk(b + (k0 + p) * b_k + j * b_n, b_n, n - j, is_aligned), w);

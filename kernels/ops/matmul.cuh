@@ -173,7 +173,9 @@ ARK_FN void ark_matmul_tensor(char* scratch, const T* a, const T* b, const ark_m
 // How a CTA covers outputs with 16 x 16 threads of T_M x T_N outputs each, multiples of 4.
 template <int T_M, int T_N>
 struct ark_plain_tile {
-  static constexpr int m = 16 * T_M, n = 16 * T_N, k = 16, thread_m = T_M, thread_n = T_N;
+  static constexpr int m = 16 * T_M, n = 16 * T_N, thread_m = T_M, thread_n = T_N;
+  // With many sums, few registers are left for what is on its way.
+  static constexpr int k = T_M * T_N > 32 ? 8 : 16;
   // Lines of k are a little longer, so that writing along k meets different banks.
   static constexpr int a_line = m + 4, b_line = n + 4;
   static constexpr int stage_floats = k * (a_line + b_line);
@@ -227,7 +229,7 @@ template <class Tile>
 ARK_FN void ark_plain_step(float (&sums)[Tile::thread_m][Tile::thread_n], const float* a,
                            const float* b) {
   const int x = int(gpu_thread()) % 16, y = int(gpu_thread()) / 16;
-#pragma unroll 4
+#pragma unroll 2
   for (int p = 0; p < Tile::k; ++p) {
     float a_part[Tile::thread_m], b_part[Tile::thread_n];
 #pragma unroll
@@ -275,20 +277,16 @@ ARK_FN void ark_plain_tile_product(float* scratch, const TA* a, const TB* b,
 
   float sums[Tile::thread_m][Tile::thread_n] = {};
   const int steps = (k + Tile::k - 1) / Tile::k;
-  if (steps > 0) {
-    read(0);
-    store(0);
-  }
+  // The first turn only reads.
 #pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
+  for (int step = -1; step < steps; ++step) {
     if (step + 1 < steps) read(step + 1);
-    const float* stage = scratch + step % 2 * Tile::stage_floats;
-    ark_plain_step<Tile>(sums, stage, stage + Tile::k * Tile::a_line);
+    const float* stage = scratch + (step & 1) * Tile::stage_floats;
+    if (step >= 0) ark_plain_step<Tile>(sums, stage, stage + Tile::k * Tile::a_line);
     if (step + 1 < steps) store(step + 1);
+    // All see the next step's data, and are done with this one: its place is filled next.
+    gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
   }
-  gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
-
   ark_plain_finish<Tile>(sums, i0, j0, m, n, epilogue);
 }
 

@@ -31,6 +31,10 @@ products are computed side by side in fp32, and then summed in a fixed order. Wi
 split by itself where it has more multiprocessors than there are tiles."""
 # Shorter parts of K are not worth a task of their own, unless they are asked for.
 MIN_PART = 256
+# Rows that a GPU multiplies without tensor cores, and lines of B that its warps take at least.
+GPU_FEW_ROWS, GPU_LINES = 8, 8
+# Tiles of a CTA otherwise, the fastest first.
+GPU_TILES = ((128, 128), (64, 128), (64, 64), (16, 128))
 TURNED = ("transpose_input", "transpose_other")
 
 
@@ -93,7 +97,9 @@ def cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
 
 
 def tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
-    """Boxes that read as little as they can."""
+    """Boxes that read as little as they can; on a GPU what one CTA multiplies at a time."""
+    if target.kind == "cuda":
+        return gpu_boxes(out.shape, bool(attrs["transpose_other"]), target.worker_count)
     return cut_result(out.shape, parts_worth(cost(specs, out, attrs, full_box(out.shape)), target))
 
 
@@ -110,6 +116,28 @@ def cut_result(shape: Shape, parts: int) -> tuple[Box, ...]:
         for column in cut(n, columns, LINE_ELEMENTS)
         for row in cut(m, rows, 1)
     )
+
+
+def gpu_boxes(shape: Shape, has_lines: bool, workers: int) -> tuple[Box, ...]:
+    """Cut (..., M, N) into what a CTA does at a time; `has_lines`: columns of B are contiguous.
+
+    With few rows all CTAs share the columns, else there are tiles, smaller ones where large
+    ones would leave CTAs idle.
+    """
+    *batch, m, n = shape
+    count = prod(batch)
+    if m <= GPU_FEW_ROWS:
+        unit = GPU_LINES if has_lines else LINE_ELEMENTS
+        pieces = min(-(-workers // max(count, 1)), -(-n // unit))
+        rows, columns = [(0, m)] * (m > 0), cut(n, max(pieces, 1), unit)
+    else:
+        tile_m, tile_n = next(
+            (size for size in GPU_TILES if count * -(-m // size[0]) * -(-n // size[1]) >= workers),
+            GPU_TILES[-1],
+        )
+        rows, columns = cut(m, -(-m // tile_m), tile_m), cut(n, -(-n // tile_n), tile_n)
+    outer = spread(tuple(batch), max(count, 1), (1,) * len(batch)) if batch else ((),)
+    return tuple((*box, row, column) for box in outer for column in columns for row in rows)
 
 
 def _grid(m: int, n: int, parts: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from ark_dist.core.op import Argument, Array, Attrs, Kernel
 from ark_dist.kernels.rows import AXIS, WEIGHT, row_op
 from ark_dist.kernels.rules import INPUT
 
-SUMMARY = """x / sqrt(mean(x^2) + eps) * weight along `axis` (Zhang and Sennrich 2019).
+SUMMARY = """Scale rows: x / sqrt(mean(x^2) + eps) * weight along `axis` (Zhang and Sennrich 2019).
 
 `weight` has the input's dtype; left out, it is 1. Before a matmul it runs inside the matmul."""
 
