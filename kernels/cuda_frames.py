@@ -1,6 +1,7 @@
 """Write the task function of a lowered group as CUDA C++: loops spread over threads and warps."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from ark_dist.core.graph import Node
@@ -26,6 +27,7 @@ from ark_dist.kernels.cuda_nest import (
 )
 from ark_dist.kernels.frames import Call, offsets, reduced_loops, tile_lines, with_absent
 from ark_dist.kernels.lower import Lowered, Nest, Operand, frame_of, row_axis
+from ark_dist.kernels.text import scratch_limit
 
 PACK_BYTES = 16
 # Packs that one thread has under way: enough bytes in flight, within its registers.
@@ -38,19 +40,38 @@ WARPS, THREADS = 8, 256
 SHORT_ROW = 16
 
 
-def write_cuda_call(
-    lowered: Lowered, box: Box, scalar_slots: dict[str, int], *, slot_bytes: int
-) -> Call:
-    """Return the function body and the parameters of one tile.
+@dataclass(frozen=True, slots=True)
+class _Scratch:
+    """Scratch memory of a task: shared, or global where it does not fit."""
 
-    `slot_bytes` are those of a slot of the weight ring.
-    """
+    elems: int
+    arch: str
+
+    @property
+    def is_shared(self) -> bool:
+        return self.elems * 4 <= scratch_limit(self.arch)
+
+    @property
+    def text(self) -> str:
+        return "ark_scratch()" if self.is_shared else "ark_global_scratch()"
+
+    @property
+    def shared_bytes(self) -> int:
+        return self.elems * 4 if self.is_shared else 0
+
+    @property
+    def global_elems(self) -> int:
+        return 0 if self.is_shared else self.elems
+
+
+def write_cuda_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int], *, arch: str) -> Call:
+    """Return the function body and the parameters of one tile for an architecture."""
     if lowered.anchor is None:
         return _map_call(lowered, box)
     frame = frame_of(lowered.anchor)
     if frame == "matmul":
-        return matmul_call(lowered, box, slot_bytes)
-    return _FRAMES[frame](lowered, box, scalar_slots)
+        return matmul_call(lowered, box, arch)
+    return _FRAMES[frame](lowered, box, scalar_slots, arch)
 
 
 def cuda_call_key(lowered: Lowered, box: Box) -> object:
@@ -101,8 +122,10 @@ def _map_call(lowered: Lowered, box: Box) -> Call:
         f"ark_store_elements(p{count - 1} + to[u], y);",
     ]
     reads = [
-        "const uint32_t e = first + u * ARK_CONSUMERS;",
-        "if (e >= count) continue;",
+        # Past the end the first one again: what only some turns load would take its registers
+        # from all other functions of the kernel, as its old value has to be kept.
+        "const uint32_t at = first + u * ARK_CONSUMERS;",
+        "const uint32_t e = at < count ? at : first;",
         f"int64_t offset[{count}];",
         "nest.offsets(e * width, offset);",
         *(f"x{k}[u] = {text};" for k, _, text in loads),
@@ -170,7 +193,7 @@ def over_rows(team: str, body: Sequence[str]) -> list[str]:
     return [f"const {team} team;", "#pragma unroll 1", *block(head, body)]
 
 
-def _gather_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
+def _gather_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int], arch: str) -> Call:
     last = len(box) - 1
     nest = nest_of(lowered, box, (last,))
     n = box_shape(box)[last]
@@ -183,9 +206,10 @@ def _gather_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Ca
     count = len(lowered.operands)
     body = [
         *row_lines(lowered),
-        f"const {c_name}* const row = "
+        f"const {c_name}* const found = "
         f"ark_embedding(call, a1, a0[0], nest.extents + {_extras(nest, count) + 1 + count});",
-        "if (row == nullptr) continue;",
+        "if (found == nullptr) continue;",
+        f"const {c_name}* const row = gpu_global(found);",
         *block(
             "team.each(nest.extra(0), [&](int64_t j)",
             chain_lines(lowered, pointers, f"ark_load<{c_name}>({row})", "j"),
@@ -197,7 +221,7 @@ def _gather_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Ca
     return Call(function_text(lines), params, 0)
 
 
-def _row_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
+def _row_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int], arch: str) -> Call:
     anchor = _anchor(lowered)
     axis = row_axis(anchor)
     nest = nest_of(lowered, box, (axis,))
@@ -207,8 +231,9 @@ def _row_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
     kernel = OPS[anchor.op].kernel
     assert kernel is not None
     team = "ark_warp" if n <= WARP_ROW_ELEMENTS else "ark_team"
-    scratch_elems = n * WARPS if team == "ark_warp" else n
-    start = f"ark_scratch() + gpu_warp() * {n}" if team == "ark_warp" else "ark_scratch()"
+    elems = n * WARPS if team == "ark_warp" else n
+    scratch = _Scratch(elems, arch)
+    start = f"{scratch.text} + gpu_warp() * {n}" if team == "ark_warp" else scratch.text
     along = [
         f"ark_row<{o.view.dtype.c_name}>{{a{k}, {inner[k]}}}"
         for k, o in enumerate(lowered.operands[: lowered.chain_start])
@@ -225,10 +250,11 @@ def _row_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
         *block("team.each(n, [&](int64_t j)", chain_lines(lowered, pointers, "row[j]", "j"), "});"),
     ]
     lines = [*head_lines(lowered, nest), "const int64_t n = nest.extra(0);", *over_rows(team, body)]
-    return Call(function_text(lines), (*nest.params, n, *inner), scratch_elems)
+    params = (*nest.params, n, *inner)
+    return Call(function_text(lines), params, scratch.global_elems, scratch.shared_bytes)
 
 
-def _reduce_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
+def _reduce_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int], arch: str) -> Call:
     anchor = _anchor(lowered)
     kernel = OPS[anchor.op].kernel
     assert kernel is not None
@@ -261,16 +287,18 @@ def _extras(nest: Nest, count: int) -> int:
     return len(nest.extents) * (1 + count)
 
 
-def _tile_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
+def _tile_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int], arch: str) -> Call:
     """A function that gets each operand as a tile and loops by itself."""
-    lines, params, scratch = tile_lines(lowered, box)
-    head = ["ark_call call = given;", "call.scratch = ark_scratch();"] if scratch else []
+    lines, params, elems = tile_lines(lowered, box)
+    scratch = _Scratch(elems, arch)
+    head = ["ark_call call = given;", f"call.scratch = {scratch.text};"] if elems else []
     body = "\n".join(f"  {line}" for line in [*head, "const ark_team team;", *lines])
-    name = "given" if scratch else "call"
-    return Call(f"(const ark_call& {name}) {{\n{body}\n}}", params, scratch)
+    name = "given" if elems else "call"
+    text = f"(const ark_call& {name}) {{\n{body}\n}}"
+    return Call(text, params, scratch.global_elems, scratch.shared_bytes)
 
 
-def _control_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
+def _control_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int], arch: str) -> Call:
     anchor = _anchor(lowered)
     params: tuple[int, ...] = ()
     if anchor.op == "command_scalar":
@@ -287,7 +315,7 @@ def _anchor(lowered: Lowered) -> Node:
     return lowered.anchor
 
 
-_FRAMES: dict[str, Callable[[Lowered, Box, dict[str, int]], Call]] = {
+_FRAMES: dict[str, Callable[[Lowered, Box, dict[str, int], str], Call]] = {
     "row": _row_call,
     "reduce": _reduce_call,
     "gather": _gather_call,

@@ -19,6 +19,7 @@ from ark_dist.kernels.cuda_nest import (
 from ark_dist.kernels.frames import Call, Stretch, offsets
 from ark_dist.kernels.lower import Lowered, Nest, matrix_strides
 from ark_dist.kernels.stream import COPY_BYTES, cut_weights, segments
+from ark_dist.kernels.text import SLOT_BYTES
 
 # Rows of A that one warp multiplies from registers, with as many columns as fit beside them.
 FEW_ROWS = 8
@@ -30,6 +31,8 @@ FEW_BYTES = 64 * 1024
 FEW_EXTRA_BYTES = 16 * 1024
 EXTRAS = 7  # integers of the shape
 AFFINE_BYTES = 8
+# Scratch is aligned to 16 bytes, the operands of warp groups to 1024.
+SCRATCH_SLACK_BYTES = 1008
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +46,8 @@ class TensorTile:
 
     @property
     def scratch_bytes(self) -> int:
-        """Bytes of all stages: 64 elements along k of both operands."""
-        return self.stages * (self.m + self.n) * 64 * 2
+        """Bytes of all stages: 64 elements along k of both operands, from a multiple of 1024."""
+        return self.stages * (self.m + self.n) * 64 * 2 + SCRATCH_SLACK_BYTES
 
     def __str__(self) -> str:
         return f"ark_tensor_tile<{self.m}, {self.n}, {self.warps_m}, {self.stages}>"
@@ -66,12 +69,14 @@ class Product:
         return (self.m, self.n, self.k, *self.a, *self.b)
 
 
-def tensor_tile(m: int, n: int) -> TensorTile:
-    """The tile that suits a product of this size."""
+def tensor_tile(m: int, n: int, *, has_groups: bool) -> TensorTile:
+    """The tile that suits a product of this size; `has_groups`: warp groups can multiply it."""
     if m <= 16:
         return TensorTile(16, 128, 1, 4)
     if m <= 64:
         return TensorTile(64, 64, 4, 4) if n <= 64 else TensorTile(64, 128, 2, 3)
+    if has_groups:
+        return TensorTile(128, 64 if n <= 64 else 128, 8, 3)
     return TensorTile(128, 128, 2, 3)
 
 
@@ -106,11 +111,11 @@ def is_streamed(lowered: Lowered, box: Box) -> bool:
     )
 
 
-def matmul_call(lowered: Lowered, box: Box, slot_bytes: int) -> Call:
-    """Return the function body and the parameters of one tile; slots are those of the ring."""
+def matmul_call(lowered: Lowered, box: Box, arch: str) -> Call:
+    """Return the function body and the parameters of one tile."""
     product = product_of(lowered, box)
     nest = _nest(lowered, box)
-    text, scratch_bytes, extra, stream = _variant(lowered, box, product, slot_bytes)
+    text, scratch_bytes, extra, stream = _variant(lowered, box, product, arch)
     prologue_bytes = 0
     prologue: list[str] = ["const ark_matmul_no_prologue prologue;"]
     if lowered.prologue is not None:
@@ -133,12 +138,11 @@ def matmul_call(lowered: Lowered, box: Box, slot_bytes: int) -> Call:
     rows = [o.strides[-2] for o in lowered.operands]
     columns = [o.strides[-1] for o in lowered.operands]
     params = (*nest.params, *product.params, *rows, *columns, *extra)
-    elems = -(-(scratch_bytes + prologue_bytes) // 4)
-    return Call(function_text(lines), params, elems, stream)
+    return Call(function_text(lines), params, 0, scratch_bytes + prologue_bytes, stream)
 
 
 def _variant(
-    lowered: Lowered, box: Box, product: Product, slot_bytes: int
+    lowered: Lowered, box: Box, product: Product, arch: str
 ) -> tuple[str, int, tuple[int, ...], tuple[Stretch, ...]]:
     """The call of one of the products, its scratch bytes, extra parameters and its stream."""
     a, b = (o.view.dtype for o in lowered.operands[:2])
@@ -151,7 +155,7 @@ def _variant(
         if not is_streamed(lowered, box):
             text = f"ark_matvec_direct<{head}(scratch, {scratch_bytes}, a0, a1, shape, prologue, "
             return f"{text}epilogue)", scratch_bytes, (), ()
-        cut, stream = _stream(product, b.itemsize, held, slot_bytes)
+        cut, stream = _stream(product, b.itemsize, held, SLOT_BYTES[arch])
         at = EXTRAS + 2 * len(lowered.operands)
         pair = f"ark_few_cut{{int(nest.extra({at})), int(nest.extra({at + 1}))}}"
         text = (
@@ -160,9 +164,10 @@ def _variant(
         )
         return text, scratch_bytes, cut, stream
     if a.itemsize == 2:
-        tile = tensor_tile(product.m, product.n)
-        along = [_truth(s[0] > s[1] or s[1] == 1) for s in (product.a, product.b[::-1])]
-        text = f"ark_matmul_tensor<{a.c_name}, {tile}, {along[0]}, {along[1]}>"
+        along = [s[0] > s[1] or s[1] == 1 for s in (product.a, product.b[::-1])]
+        tile = tensor_tile(product.m, product.n, has_groups=arch == "sm_90a" and all(along))
+        truths = ", ".join(map(_truth, along))
+        text = f"ark_matmul_tensor<{a.c_name}, {tile}, {truths}>"
         return f"{text}(scratch, a0, a1, shape, prologue, epilogue)", tile.scratch_bytes, (), ()
     side = 8 if product.m > 64 and product.n > 64 else 4
     # Two stages of 16 lines of both operands, each line a little longer.

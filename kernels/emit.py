@@ -17,7 +17,7 @@ from ark_dist.core.task import Group
 from ark_dist.kernels.cuda_frames import cuda_call_key, write_cuda_call
 from ark_dist.kernels.frames import Call, Stretch, call_key, offsets, write_call
 from ark_dist.kernels.lower import Lowered, lower
-from ark_dist.kernels.text import SLOT_BYTES, Parts, cpu_text, cuda_text
+from ark_dist.kernels.text import SHARED_BYTES, Parts, cpu_text, cuda_text
 
 Table = npt.NDArray[np.void]
 # ARK_MAX_METHODS in worker.h.
@@ -37,6 +37,7 @@ class Tables:
     methods: Table
     counter_count: int
     scratch_elems: int
+    shared_bytes: int
     scalar_slots: tuple[dict[str, int], ...]
     streams: Table
     segments: Table
@@ -80,6 +81,7 @@ class _Program:
     streams: list[tuple[int, int]] = field(default_factory=list)
     segments: list[tuple[int, ...]] = field(default_factory=list)
     scratch_elems: int = 0
+    shared_bytes: int = 0
 
     def function(self, body: str, name: str, comment: str) -> int:
         """Index of the function with this body, adding it if it is new."""
@@ -114,7 +116,13 @@ def emit_cuda(plan: Plan) -> tuple[Source, Tables]:
 
     The source includes `ark_gpu.h`: that of `kernels/device/gpu`, or of `emulated`.
     """
-    write = partial(write_cuda_call, slot_bytes=SLOT_BYTES[plan.target.arch])
+    arch = plan.target.arch
+    if arch not in SHARED_BYTES:
+        known = ", ".join(SHARED_BYTES)
+        raise ValueError(
+            f"program {plan.name!r} is planned for {arch!r}; CUDA source is for {known}"
+        )
+    write = partial(write_cuda_call, arch=arch)
     return _emit(plan, _Language("cuda", write, cuda_call_key, cuda_text))
 
 
@@ -149,6 +157,7 @@ def _emit(plan: Plan, language: _Language) -> tuple[Source, Tables]:
         methods=_table(abi.METHOD, methods),
         counter_count=first_counter,
         scratch_elems=program.scratch_elems,
+        shared_bytes=program.shared_bytes,
         scalar_slots=slots,
         streams=_table(abi.QUEUE, program.streams),
         segments=_table(abi.SEGMENT, program.segments),
@@ -256,6 +265,7 @@ def _wait_rows(
 
 def _emit_call(program: _Program, plan: Plan, method: Method, group: Group, call: Call) -> _Emitted:
     program.scratch_elems = max(program.scratch_elems, call.scratch_elems)
+    program.shared_bytes = max(program.shared_bytes, call.shared_bytes)
     name = "_".join(method.nodes[n].op for n in group.nodes)[:80]
     comment = "\n".join(f"// {describe_node(method.nodes[n], plan.buffers)}" for n in group.nodes)
     function = program.function(call.body, name, comment)
@@ -279,4 +289,4 @@ def _parts(plan: Plan, program: _Program) -> Parts:
     kernels = (OPS[node.op].kernel for method in plan.methods for node in method.nodes)
     used = {kernel.function.removeprefix("ark_") for kernel in kernels if kernel is not None}
     has_stream = bool(program.segments)
-    return Parts(plan.name, plan.target, functions, tuple(used), program.scratch_elems, has_stream)
+    return Parts(plan.name, plan.target, functions, tuple(used), program.shared_bytes, has_stream)

@@ -41,12 +41,14 @@ class Call:
         body: the C++ body of the function, without its name.
         params: the integers it reads.
         scratch_elems: fp32 elements of scratch memory it needs.
+        shared_bytes: bytes of a CTA's shared memory it needs.
         stream: what comes to it through the ring of weights, a slot each.
     """
 
     body: str
     params: tuple[int, ...]
     scratch_elems: int
+    shared_bytes: int = 0
     stream: tuple["Stretch", ...] = ()
 
 

@@ -26,8 +26,9 @@ class Cut:
     depth: int
 
     def slot_count(self, n: int, k: int) -> int:
-        """Slots that n columns of k weights take."""
-        return -(-n // self.columns) * -(-k // self.depth)
+        """Slots that n columns of k weights take; in several parts, 8 for each."""
+        groups, parts = -(-n // self.columns), -(-k // self.depth)
+        return groups if parts == 1 else -(-groups // WARPS) * WARPS * parts
 
 
 def cut_weights(n: int, k: int, itemsize: int, *, slot_bytes: int, held: int) -> Cut:
@@ -76,11 +77,16 @@ def segments(
             f"{COPY_BYTES}, use ark_matvec_direct"
         )
     groups = -(-n // cut.columns)
+    width = groups if k <= cut.depth else -(-groups // WARPS) * WARPS
     rows = []
     for first in range(0, groups, WARPS):
         for k0 in range(0, k, cut.depth):
             size = min(cut.depth, k - k0) * itemsize
-            for group in range(first, min(first + WARPS, groups)):
+            for group in range(first, min(first + WARPS, width)):
+                if group >= groups:
+                    # A warp without columns still takes its turn.
+                    rows.append((source, pitch_bytes, 0, 0, 0))
+                    continue
                 column = group * cut.columns
                 count = min(cut.columns, n - column)
                 start = source + column * pitch_bytes + k0 * itemsize

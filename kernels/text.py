@@ -50,7 +50,7 @@ LEADER_BYTES = 2048
 # One slot for each warp that computes (ARK_RING_WARPS in device/ring.h), as large as lets
 # everything else be in shared memory too.
 SLOTS = 8
-SLOT_BYTES = {"sm_80": 8 * 1024, "sm_90a": 16 * 1024, "sm_100a": 16 * 1024}
+SLOT_BYTES = {"sm_80": 7 * 1024, "sm_90a": 12 * 1024, "sm_100a": 12 * 1024}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Parts:
         target: what the plan was made for.
         functions: comment, name and body of each task function.
         ops: names of the operators it uses.
-        scratch_elems: fp32 elements of scratch memory that a task may need.
+        shared_bytes: scratch memory that a task may need of a CTA's shared memory.
         has_stream: whether weights come through the ring.
     """
 
@@ -70,7 +70,7 @@ class Parts:
     target: Target
     functions: tuple[tuple[str, str, str], ...]
     ops: tuple[str, ...]
-    scratch_elems: int
+    shared_bytes: int
     has_stream: bool
 
 
@@ -81,7 +81,7 @@ class SharedLayout:
     Attributes:
         slots: slots of the weight ring.
         slot_bytes: bytes of each.
-        scratch_bytes: scratch memory; 0 where it does not fit and lies in global memory.
+        scratch_bytes: scratch memory.
     """
 
     slots: int
@@ -94,14 +94,16 @@ class SharedLayout:
         return LEADER_BYTES + self.slots * self.slot_bytes + self.scratch_bytes
 
 
-def shared_layout(arch: str, scratch_elems: int, has_stream: bool) -> SharedLayout:
-    """Divide the shared memory that a CTA has on an architecture."""
-    total = SHARED_BYTES[arch] - LEADER_BYTES
+def scratch_limit(arch: str) -> int:
+    """Bytes of scratch memory that a task may have in shared memory, with the ring beside it."""
+    return SHARED_BYTES[arch] - LEADER_BYTES - SLOTS * SLOT_BYTES[arch]
+
+
+def shared_layout(arch: str, shared_bytes: int, has_stream: bool) -> SharedLayout:
+    """Divide the shared memory of a CTA; `shared_bytes` is what tasks need at most."""
+    assert shared_bytes <= scratch_limit(arch)
     slot_bytes = SLOT_BYTES[arch] if has_stream else 16
-    scratch = -(-scratch_elems * 4 // 16) * 16
-    if scratch > total - SLOTS * slot_bytes:
-        scratch = 0
-    return SharedLayout(SLOTS, slot_bytes, scratch)
+    return SharedLayout(SLOTS, slot_bytes, -(-shared_bytes // 16) * 16)
 
 
 def cpu_text(parts: Parts) -> str:
@@ -118,13 +120,10 @@ def cpu_text(parts: Parts) -> str:
 
 def cuda_text(parts: Parts) -> str:
     """The CUDA C++ of a program: CTAs walk the queues."""
-    layout = shared_layout(parts.target.arch, parts.scratch_elems, parts.has_stream)
-    is_shared = str(layout.scratch_bytes > 0 or parts.scratch_elems == 0).lower()
+    layout = shared_layout(parts.target.arch, parts.shared_bytes, parts.has_stream)
     constants = (
         f"constexpr uint32_t ARK_RING_SLOTS = {layout.slots};\n"
-        f"constexpr uint32_t ARK_SLOT_BYTES = {layout.slot_bytes};\n"
-        f"constexpr uint32_t ARK_SCRATCH_BYTES = {layout.scratch_bytes};\n"
-        f"constexpr bool ARK_SCRATCH_IS_SHARED = {is_shared};"
+        f"constexpr uint32_t ARK_SLOT_BYTES = {layout.slot_bytes};"
     )
     texts = [constants, *_headers(CUDA_HEADERS), *_op_headers(parts, ".cuh", ".h")]
     texts.append(_functions(parts, "GPU_TASK void"))

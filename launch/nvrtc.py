@@ -22,6 +22,7 @@ FLAGS = (
     "--std=c++17",
     "--device-as-default-execution-space",  # lambdas too run on the device
     "--diag-suppress=177",  # headers have constants that not every program uses
+    "--diag-suppress=186",  # templates ask of unsigned numbers too whether they are below 0
     "--ptxas-options=-v",
     "--ptxas-options=--warn-on-local-memory-usage",
 )

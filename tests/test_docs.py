@@ -19,6 +19,7 @@ from ark_dist.benchmarks import BENCHES
 from ark_dist.core.dtype import ALL_DTYPES, FLOATS, NUMBERS
 from ark_dist.core.op import OPS, Op
 from ark_dist.core.settings import child_environment, read_settings
+from ark_dist.launch.open import DEVICES
 from ark_dist.scheduler.fuse import ANCHOR_FRAMES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,12 +98,12 @@ def programs() -> Iterator[tuple[Block, Block | None]]:
                 yield block, after[0] if after and after[0].info == "text output" else None
 
 
-def run_program(block: Block, folder: Path) -> str:
+def run_program(block: Block, folder: Path, **variables: str) -> str:
     """Run a block in a process of its own, in an empty folder, and return what it prints."""
     done = subprocess.run(
         [sys.executable, "-c", block.text],
         cwd=folder,
-        env=child_environment(PYTHONPATH=str(ROOT)),
+        env=child_environment(PYTHONPATH=str(ROOT), **variables),
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
@@ -221,6 +222,12 @@ def documented_variables() -> dict[str, str]:
     return dict(re.findall(r"^\| `(ARK_DIST_\w+)` \| ([^|]+?) \|", text, re.M))
 
 
+def documented_devices() -> list[str]:
+    """The names in the table of devices."""
+    text = (ROOT / "docs" / "environment.md").read_text("utf-8")
+    return re.findall(r"^\| `([a-z]+)` \|", text, re.M)
+
+
 def write() -> None:
     """Write the shown outputs and the tables of operators anew."""
     text = OPERATORS.read_text("utf-8")
@@ -250,6 +257,16 @@ def test_a_program_in_the_docs_prints_what_is_shown(
     assert list(tmp_path.iterdir()) == []
     if shown is not None:
         assert printed == shown.text, f"{shown.place}: run python -m tests.test_docs --write"
+
+
+@pytest.mark.parametrize("device", ["cpu", "emulated", "numpy"])
+def test_the_readmes_transformer_block_prints_the_same_on_every_device(
+    device: str, tmp_path: Path
+) -> None:
+    (found,) = (pair for pair in programs() if "ark.Module" in pair[0].text)
+    block, shown = found
+    assert shown is not None
+    assert run_program(block, tmp_path, ARK_DIST_DEVICE=device) == shown.text
 
 
 def test_the_readme_shows_a_first_model_and_a_plan() -> None:
@@ -309,8 +326,11 @@ def test_a_documented_default_is_the_default() -> None:
     exact = {n: cell[1:-1] for n, cell in documented_variables().items() if cell.startswith("`")}
     assert {"ARK_DIST_TIMEOUT_S", "ARK_DIST_COMPILE_TIMEOUT_S", "ARK_DIST_LOG"} <= set(exact)
     for name, default in exact.items():
-        if name != "ARK_DIST_DEVICE":  # settled later, by find_device
-            assert read_settings({name: default}) == read_settings({}), name
+        assert read_settings({name: default}) == read_settings({}), name
+
+
+def test_every_device_is_documented_and_every_documented_one_is_there() -> None:
+    assert documented_devices() == sorted(DEVICES)
 
 
 def test_the_tables_of_operators_are_current() -> None:

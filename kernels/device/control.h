@@ -7,13 +7,11 @@ GPU_FN T* ark_table(uint64_t address) {
   return gpu_global(reinterpret_cast<T*>(address));
 }
 
-// Scratch memory of this CTA.
-GPU_FN float* ark_scratch() {
-  if constexpr (ARK_SCRATCH_IS_SHARED)
-    return reinterpret_cast<float*>(ark_shared_scratch());
-  else
-    return ark_table<float>(ark_kernel_launch.scratch) +
-           gpu_block() * ark_kernel_launch.scratch_elems;
+// Scratch memory of this CTA: shared, and for tasks that need more of it, global.
+GPU_FN float* ark_scratch() { return reinterpret_cast<float*>(ark_shared_scratch()); }
+GPU_FN float* ark_global_scratch() {
+  return ark_table<float>(ark_kernel_launch.scratch) +
+         gpu_block() * ark_kernel_launch.scratch_elems;
 }
 
 // Set the abort word unless it is set already.

@@ -137,22 +137,22 @@ struct ark_few_cut {
 };
 
 // Groups are taken 8 at a time, one per warp, and for these the parts one after the other.
-// `source` has the weights: acquire(first, width, part) waits for one part of group first + warp,
-// of `width` groups; data(...) is where it lies, for load; release(...) ends its use.
+// `source` has the weights: acquire(first, part) waits for one part of group first + warp();
+// data(...) is where it lies, for load; release(...) ends its use; pass(...) is for a warp that
+// has no group.
 template <class TA, int M, int R, int CHUNK, class Source, class Prologue, class Epilogue>
 ARK_FN void ark_few_product(float* scratch, int64_t scratch_bytes, const TA* a, int64_t a_m,
                             int64_t a_k, int m, int n, int k, const ark_few_cut& cut,
                             const Source& source, const Prologue& prologue,
                             const Epilogue& epilogue) {
   constexpr int planes = CHUNK / 4;
-  const int warp = int(gpu_warp()), warps = int(ARK_WARPS);
+  const int warp = source.warp(), warps = int(ARK_WARPS);
   const int groups = (n + cut.columns - 1) / cut.columns;
   const int parts = k > cut.depth ? (k + cut.depth - 1) / cut.depth : 1;
   const int padded = ark_padded(k, CHUNK);
   const bool is_whole = int64_t(M) * padded * int64_t(sizeof(float)) <= scratch_bytes;
 #pragma unroll 1
   for (int first = 0; first < groups; first += warps) {
-    const int width = groups - first < warps ? groups - first : warps;
     const int j0 = (first + warp) * cut.columns;
     const int left = n - j0 < cut.columns ? n - j0 : cut.columns;  // none past the last group
     float sums[R][M];
@@ -167,8 +167,9 @@ ARK_FN void ark_few_product(float* scratch, int64_t scratch_bytes, const TA* a, 
         gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
       }
       // A closed ring: the kernel ends, but barriers are still met.
-      if (left <= 0 || !source.acquire(first, width, part)) continue;
-      const char* data = source.data(first, width, part);
+      if (left <= 0) source.pass(first, part);
+      if (left <= 0 || !source.acquire(first, part)) continue;
+      const char* data = source.data(first, part);
       const ark_few_rows rows = {scratch + (is_whole ? k0 / planes : 0), line, line / planes};
 #pragma unroll 1
       for (int c = 0; c < left; c += R) {
@@ -182,7 +183,7 @@ ARK_FN void ark_few_product(float* scratch, int64_t scratch_bytes, const TA* a, 
         };
         const int chunks = ark_padded(depth, CHUNK) / CHUNK;
         ark_few_dot<Source::unroll, R, M, CHUNK>(sums, rows, chunks, load);
-        if (c + R >= left) source.release(first, width, part);
+        if (c + R >= left) source.release(first, part);
         if (part == parts - 1) ark_few_finish<R, M>(sums, j0 + c, left - c, m, epilogue);
       }
     }
@@ -198,17 +199,19 @@ struct ark_ring_source {
   uint32_t slot;  // of the first group's first part
   int parts;
 
-  ARK_FN uint32_t number(int first, int width, int part) const {
-    return slot + uint32_t(first * parts + part * width) + gpu_warp();
+  // Numbers that are equal modulo 8 are the same warp's (ring.h).
+  ARK_FN int warp() const { return int(ark_ring_turn(slot)); }
+  ARK_FN uint32_t number(int first, int part) const {
+    return slot + uint32_t(first * parts + part * int(ARK_RING_WARPS) + warp());
   }
-  ARK_FN bool acquire(int first, int width, int part) const {
-    return ark_acquire_slot(ring, number(first, width, part));
+  ARK_FN bool acquire(int first, int part) const {
+    return ark_acquire_slot(ring, number(first, part));
   }
-  ARK_FN const char* data(int first, int width, int part) const {
-    return ark_slot_data(number(first, width, part));
-  }
-  ARK_FN void release(int first, int width, int part) const {
-    ark_release_slot(ring, number(first, width, part));
+  ARK_FN const char* data(int first, int part) const { return ark_slot_data(number(first, part)); }
+  ARK_FN void release(int first, int part) const { ark_release_slot(ring, number(first, part)); }
+  // Where there are several parts each has 8 slots, some of them empty in the end.
+  ARK_FN void pass(int first, int part) const {
+    if (parts > 1 && acquire(first, part)) release(first, part);
   }
   ARK_FN void load(const char* data, int, int column, int, int depth, int q,
                    float (&w)[ark_chunk<T>]) const {
@@ -224,9 +227,11 @@ struct ark_line_source {
   const T* b;
   int64_t b_k, b_n;
 
-  ARK_FN bool acquire(int, int, int) const { return true; }
-  ARK_FN const char* data(int, int, int) const { return nullptr; }
-  ARK_FN void release(int, int, int) const {}
+  ARK_FN int warp() const { return int(gpu_warp()); }
+  ARK_FN bool acquire(int, int) const { return true; }
+  ARK_FN const char* data(int, int) const { return nullptr; }
+  ARK_FN void release(int, int) const {}
+  ARK_FN void pass(int, int) const {}
   ARK_FN void load(const char*, int j0, int column, int k0, int depth, int q,
                    float (&w)[ark_chunk<T>]) const {
     const int p = q * ark_chunk<T>;
@@ -244,9 +249,11 @@ struct ark_computed_source {
   static constexpr int unroll = 1;
   const Operand& operand;
 
-  ARK_FN bool acquire(int, int, int) const { return true; }
-  ARK_FN const char* data(int, int, int) const { return nullptr; }
-  ARK_FN void release(int, int, int) const {}
+  ARK_FN int warp() const { return int(gpu_warp()); }
+  ARK_FN bool acquire(int, int) const { return true; }
+  ARK_FN const char* data(int, int) const { return nullptr; }
+  ARK_FN void release(int, int) const {}
+  ARK_FN void pass(int, int) const {}
   ARK_FN void load(const char*, int j0, int column, int k0, int depth, int q,
                    float (&w)[4]) const {
 #pragma unroll

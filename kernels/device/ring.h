@@ -12,8 +12,13 @@ GPU_FN char* ark_ring_slots();
 
 static_assert((ARK_RING_SLOTS & (ARK_RING_SLOTS - 1)) == 0, "numbers wrap around");
 static_assert(ARK_SLOT_BYTES % 16 == 0, "copies move 16 bytes");
-// Consumer warps take slots in turn.
+// Consumer warps take slots in turn: number n is warp n % 8's. So the place of a slot is always the
+// same warp's, which took what was there before: a parity tells one phase from the next only.
 constexpr uint32_t ARK_RING_WARPS = 8;
+static_assert(ARK_RING_SLOTS % ARK_RING_WARPS == 0, "a place belongs to one warp");
+
+// How many numbers after `slot` this warp's first one is.
+GPU_FN uint32_t ark_ring_turn(uint32_t slot) { return (gpu_warp() - slot) % ARK_RING_WARPS; }
 
 // What goes into one slot: `count` runs of `bytes`, `pitch` apart, one after the other.
 struct alignas(16) ark_segment {
@@ -67,8 +72,11 @@ GPU_FN ark_segment ark_load_segment(const ark_segment* at) {
 GPU_FN bool ark_produce_slot(ark_ring& ring, const ark_segment& segment, uint32_t slot) {
   gpu_mbarrier* const empty = ring.empty + slot % ARK_RING_SLOTS;
   gpu_mbarrier* const full = ring.full + slot % ARK_RING_SLOTS;
-  // A fresh barrier counts as past the phase of parity 1: the first round waits for nobody.
-  if (!gpu_mbarrier_wait(empty, ark_slot_parity(slot) ^ 1, &ring.closed)) return false;
+  // A fresh barrier counts as past the phase of parity 1: the first round waits for nobody. All
+  // lanes are through before one begins the fill: it may be over, and the slot free, before a
+  // late one looks, and closing is seen by all or none.
+  const bool is_free = gpu_mbarrier_wait(empty, ark_slot_parity(slot) ^ 1, &ring.closed);
+  if (gpu_ballot(is_free) != GPU_ALL_LANES) return false;
   gpu_fill_begin(full, segment.bytes * segment.count);
   const char* from = gpu_global(reinterpret_cast<const char*>(segment.source));
   char* to = ark_slot_data(slot);
@@ -114,8 +122,9 @@ GPU_FN void ark_drain_slots(ark_ring& ring, uint32_t slot) {
 
 // Wait for the data of a slot; false if the ring is closed.
 GPU_FN bool ark_acquire_slot(ark_ring& ring, uint32_t slot) {
-  return gpu_mbarrier_wait(ring.full + slot % ARK_RING_SLOTS, ark_slot_parity(slot),
-                           &ring.closed);
+  const bool is_full = gpu_mbarrier_wait(ring.full + slot % ARK_RING_SLOTS, ark_slot_parity(slot),
+                                         &ring.closed);
+  return gpu_ballot(is_full) == GPU_ALL_LANES;
 }
 
 // Hand a slot back, by the one warp that read it.
@@ -127,6 +136,6 @@ GPU_FN void ark_release_slot(ark_ring& ring, uint32_t slot) {
 // Hand back slots that nobody wants to read; all consumer warps.
 GPU_FN void ark_skip_slots(ark_ring& ring, uint32_t slot, uint32_t count) {
 #pragma unroll 1
-  for (uint32_t i = gpu_warp(); i < count; i += ARK_RING_WARPS)
+  for (uint32_t i = ark_ring_turn(slot); i < count; i += ARK_RING_WARPS)
     if (ark_acquire_slot(ring, slot + i)) ark_release_slot(ring, slot + i);
 }

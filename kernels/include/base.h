@@ -120,5 +120,15 @@ struct ark_limits {
   static constexpr float above = float(double(highest) + 1.0);
 };
 
+// Quotients of counts that are not negative. A tile's counts have 32 bits; a GPU divides 64 bits
+// slowly, in a subroutine.
+#if defined(ARK_GPU)
+ARK_FN int64_t ark_quotient(int64_t a, int64_t b) { return uint32_t(a) / uint32_t(b); }
+ARK_FN int64_t ark_remainder(int64_t a, int64_t b) { return uint32_t(a) % uint32_t(b); }
+#else
+ARK_FN int64_t ark_quotient(int64_t a, int64_t b) { return a / b; }
+ARK_FN int64_t ark_remainder(int64_t a, int64_t b) { return a % b; }
+#endif
+
 // Correctly rounded.
 ARK_FN float ark_divide(float a, float b) { return a / b; }

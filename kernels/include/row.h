@@ -18,8 +18,8 @@ struct ark_grid {
   ARK_FN int64_t offset(int64_t i, int dims) const {
     int64_t sum = 0;
     for (int d = dims - 1; d > 0; --d) {
-      sum += i % sizes[d] * sizes[DIMS + d];
-      i /= sizes[d];
+      sum += ark_remainder(i, sizes[d]) * sizes[DIMS + d];
+      i = ark_quotient(i, sizes[d]);
     }
     return sum + i * sizes[DIMS];
   }
@@ -51,7 +51,7 @@ template <class T, int DIMS, class F>
 ARK_FN void ark_parts(const ark_grid<T, DIMS>& grid, int64_t n, const F& f) {
   const int64_t size = grid.sizes[DIMS - 1], stride = grid.sizes[2 * DIMS - 1];
   for (int64_t first = 0; first < n; first += size) {
-    const T* data = grid.data + grid.offset(first / size, DIMS - 1);
+    const T* data = grid.data + grid.offset(ark_quotient(first, size), DIMS - 1);
     const auto inner = [&](const auto& part, int64_t begin, int64_t count) {
       f(part, first + begin, count);
     };

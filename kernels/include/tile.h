@@ -58,8 +58,8 @@ struct ark_position {
   ARK_FN ark_position(const ark_tile<T, DIMS>& tile, int64_t row) {
     index[DIMS > 0 ? DIMS - 1 : 0] = 0;
     for (int d = DIMS - 2; d > 0; --d) {
-      index[d] = row % tile.size(d);
-      row /= tile.size(d);
+      index[d] = ark_remainder(row, tile.size(d));
+      row = ark_quotient(row, tile.size(d));
     }
     if (DIMS > 1) index[0] = row;
   }
@@ -80,7 +80,9 @@ ARK_FN void ark_each_cell(const Team& team, int64_t rows, int64_t columns, const
   if (columns >= Team::size) {
     for (int64_t row = 0; row < rows; ++row) team.each(columns, line(row));
   } else {
-    team.each(rows * columns, [&](int64_t i) { line(i / columns)(i % columns); });
+    team.each(rows * columns, [&](int64_t i) {
+      line(ark_quotient(i, columns))(ark_remainder(i, columns));
+    });
   }
 }
 

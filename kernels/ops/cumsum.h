@@ -21,13 +21,13 @@ ARK_FN void ark_cumsum(const Team& team, const ark_call&, const ark_tile<From, D
                        const ark_tile<To, DIMS>& out, int64_t axis) {
   typedef ark_compute<To> sum;
   const int along = int(axis < 0 ? axis + DIMS : axis);
-  const int64_t n = in.size(along), rows = in.count() / n;
+  const int64_t n = in.size(along), rows = ark_quotient(in.count(), n);
   const auto row_start = [&](const auto& tile, int64_t row) {
     int64_t offset = 0;
     for (int d = DIMS - 1; d >= 0; --d) {
       if (d == along) continue;
-      offset += row % tile.size(d) * tile.stride(d);
-      row /= tile.size(d);
+      offset += ark_remainder(row, tile.size(d)) * tile.stride(d);
+      row = ark_quotient(row, tile.size(d));
     }
     return tile.data + offset;
   };

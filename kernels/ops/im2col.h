@@ -8,18 +8,19 @@ ARK_FN void ark_im2col(const Team& team, const ark_call&, const ark_tile<const T
   const int64_t height = input.size(H), width = input.size(W);
   const int64_t reach = dilation_width * (kernel_width - 1) + 1;
   // Windows side by side; those of the tile are `first` to `first + count` of all in order.
-  const int64_t across = (width + 2 * pad_width - reach) / stride_width + 1;
+  const int64_t across = ark_quotient(width + 2 * pad_width - reach, stride_width) + 1;
   const int64_t first = out.start(L), count = out.size(L);
-  const int64_t top = first / across, lines = (first + count - 1) / across + 1 - top;
+  const int64_t top = ark_quotient(first, across);
+  const int64_t lines = ark_quotient(first + count - 1, across) + 1 - top;
   const int64_t rows = (IN == 4 ? out.size(0) : 1) * out.size(K) * lines;
   ark_each_cell(team, rows, across, [&](int64_t row) {
-    const int64_t window_y = top + row % lines;
-    const int64_t k = row / lines % out.size(K), n = row / lines / out.size(K);
-    const int64_t kernel_x = (out.start(K) + k) % kernel_width;
-    const int64_t rest = (out.start(K) + k) / kernel_width;
-    const int64_t c = rest / kernel_height - input.start(C);
+    const int64_t window_y = top + ark_remainder(row, lines), plane = ark_quotient(row, lines);
+    const int64_t k = ark_remainder(plane, out.size(K)), n = ark_quotient(plane, out.size(K));
+    const int64_t kernel_x = ark_remainder(out.start(K) + k, kernel_width);
+    const int64_t rest = ark_quotient(out.start(K) + k, kernel_width);
+    const int64_t c = ark_quotient(rest, kernel_height) - input.start(C);
     const int64_t y = window_y * stride_height - pad_height +
-                      rest % kernel_height * dilation_height - input.start(H);
+                      ark_remainder(rest, kernel_height) * dilation_height - input.start(H);
     const bool is_inside = y >= 0 && y < height;
     const int64_t x0 = kernel_x * dilation_width - pad_width;
     const int64_t l0 = window_y * across - first;

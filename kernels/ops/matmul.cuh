@@ -317,7 +317,8 @@ ARK_FN uint32_t ark_matvec_stream(ark_ring& ring, uint32_t slot, char* scratch,
   ark_few_product<TA, M, R, ark_chunk<TB>>(
       reinterpret_cast<float*>(scratch), scratch_bytes, gpu_global(a), s.a_m, s.a_k, m, n, k, cut,
       ark_ring_source<TB>{ring, slot, parts}, prologue, epilogue);
-  return slot + uint32_t((n + cut.columns - 1) / cut.columns * parts);
+  const int groups = (n + cut.columns - 1) / cut.columns, warps = int(ARK_RING_WARPS);
+  return slot + uint32_t(parts == 1 ? groups : (groups + warps - 1) / warps * warps * parts);
 }
 
 // How much of k fits into scratch as fp32, M rows of it.

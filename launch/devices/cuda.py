@@ -181,7 +181,7 @@ class CudaDevice:
         """Emit the source, compile it or take it from the cache, and load it."""
         source, self._tables = emit_cuda(self.plan)
         arch = self.plan.target.arch
-        layout = shared_layout(arch, self._tables.scratch_elems, self._tables.has_stream)
+        layout = shared_layout(arch, self._tables.shared_bytes, self._tables.has_stream)
         assert layout.bytes <= SHARED_BYTES[arch]
         self._shared_bytes = layout.bytes
         binary, _ = compile_cuda(source, arch=arch, settings=self._settings, on_compile=on_compile)

@@ -62,7 +62,7 @@ class EmulatedDevice:
         """Emit the source and compile it with the emulation's runtime."""
         source, self._tables = emit_cuda(self.plan)
         self._shared_bytes = shared_layout(
-            self.plan.target.arch, self._tables.scratch_elems, self._tables.has_stream
+            self.plan.target.arch, self._tables.shared_bytes, self._tables.has_stream
         ).bytes
         self._program = compile_emulated(
             source.text,
