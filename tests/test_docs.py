@@ -228,6 +228,23 @@ def documented_devices() -> list[str]:
     return re.findall(r"^\| `([a-z]+)` \|", text, re.M)
 
 
+def documented_folders() -> list[str]:
+    """The folders in the table of ARCHITECTURE.md."""
+    text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    return re.findall(r"^\| `([a-z_/]+)/` \|", text, re.M)
+
+
+def folders() -> set[str]:
+    """The folders of the project that hold files of its own, seen once."""
+    roots = ("ark_dist", "comm", "docs", "examples", "kernels", "launch", "scheduler", "tests")
+    files = (path for root in roots for path in (ROOT / root).rglob("*.*"))
+    return {
+        str(path.parent.relative_to(ROOT))
+        for path in files
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
 def write() -> None:
     """Write the shown outputs and the tables of operators anew."""
     text = OPERATORS.read_text("utf-8")
@@ -327,6 +344,10 @@ def test_a_documented_default_is_the_default() -> None:
     assert {"ARK_DIST_TIMEOUT_S", "ARK_DIST_COMPILE_TIMEOUT_S", "ARK_DIST_LOG"} <= set(exact)
     for name, default in exact.items():
         assert read_settings({name: default}) == read_settings({}), name
+
+
+def test_the_table_of_folders_is_complete() -> None:
+    assert documented_folders() == sorted(folders())
 
 
 def test_every_device_is_documented_and_every_documented_one_is_there() -> None:

@@ -186,8 +186,8 @@ class CudaDevice:
         self._shared_bytes = layout.bytes
         binary, _ = compile_cuda(source, arch=arch, settings=self._settings, on_compile=on_compile)
         with self._gpu:
-            self._module = self._cupy.cuda.function.Module()
-            self._module.load(binary.path.read_bytes())
+            path = str(binary.path)
+            self._module = self._cupy.RawModule(path=path, enable_cooperative_groups=True)
 
     def allocate(self) -> Arenas:
         """Allocate the arenas on the GPU, poison and fill them."""
@@ -217,14 +217,9 @@ class CudaDevice:
             self._running = _Running(blocks, memory, ring, arenas)
             kernel = self._module.get_function("ark_kernel")
             kernel.max_dynamic_shared_size_bytes = self._shared_bytes
-            kernel(
-                (self.plan.target.worker_count, 1, 1),
-                (THREADS, 1, 1),
-                (),
-                shared_mem=self._shared_bytes,
-                stream=self._kernel_stream,
-                enable_cooperative_groups=True,
-            )
+            with self._kernel_stream:
+                grid = (self.plan.target.worker_count,)
+                kernel(grid, (THREADS,), (), shared_mem=self._shared_bytes)
         self._end = weakref.finalize(self, _end_kernel, self._running, self._copy_stream)
 
     def _place(self, blocks: Blocks) -> dict[str, Any]:
@@ -241,9 +236,7 @@ class CudaDevice:
                 memory[name] = self._cupy.cuda.alloc(array.nbytes)
                 self._to_gpu(memory[name], array)
             addresses[name] = int(memory[name].ptr)
-        self._to_gpu(
-            self._module.get_global_var("ark_kernel_launch"), blocks.launch_record(addresses)
-        )
+        self._to_gpu(self._module.get_global("ark_kernel_launch"), blocks.launch_record(addresses))
         return memory
 
     def _to_gpu(self, pointer: Any, array: npt.NDArray[Any]) -> None:  # noqa: ANN401
