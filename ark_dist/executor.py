@@ -37,7 +37,7 @@ class Executor:
         model: what to run; the current model if left out.
         name: the program's name; the model's if left out.
         num_warps_per_sm: warps of a GPU's worker; without meaning on other devices.
-        device: "auto", "cpu", "cuda", "numpy" or "null".
+        device: "auto", "cpu", "cuda", "emulated", "numpy" or "null".
         workers: threads of the kernel; one per available core if left out.
         timeout_s: limit in seconds for a wait without progress; ARK_DIST_TIMEOUT_S if left out.
         options: choices of the scheduler.

@@ -22,7 +22,7 @@ class Runtime:
     Args:
         rank: this process's rank.
         world_size: how many processes run the model.
-        device: "auto", "cpu", "cuda", "numpy" or "null".
+        device: "auto", "cpu", "cuda", "emulated", "numpy" or "null".
         workers: threads of the kernel; one per available core if left out.
 
     Raises:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from ark_dist.core.graph import Node
+from ark_dist.core.graph import Node, frame_of
 from ark_dist.core.op import OPS
 from ark_dist.core.shape import Box, Shape, box_shape
 from ark_dist.kernels.chain import (
@@ -26,7 +26,7 @@ from ark_dist.kernels.cuda_nest import (
     row_lines,
 )
 from ark_dist.kernels.frames import Call, offsets, reduced_loops, tile_lines, with_absent
-from ark_dist.kernels.lower import Lowered, Nest, Operand, frame_of, row_axis
+from ark_dist.kernels.lower import Lowered, Nest, Operand, row_axis
 from ark_dist.kernels.text import scratch_limit
 
 PACK_BYTES = 16
@@ -290,6 +290,13 @@ def _extras(nest: Nest, count: int) -> int:
 def _tile_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int], arch: str) -> Call:
     """A function that gets each operand as a tile and loops by itself."""
     lines, params, elems = tile_lines(lowered, box)
+    anchor = _anchor(lowered)
+    kernel = OPS[anchor.op].kernel
+    assert kernel is not None
+    if kernel.cuda is not None:
+        numbers, elems = kernel.cuda(anchor.inputs, anchor.output, anchor.attributes, box)
+        arguments = f"<{', '.join(map(str, numbers))}>" if numbers else ""
+        lines[-1] = lines[-1].replace("(", f"{arguments}(", 1)
     scratch = _Scratch(elems, arch)
     head = ["ark_call call = given;", f"call.scratch = {scratch.text};"] if elems else []
     body = "\n".join(f"  {line}" for line in [*head, "const ark_team team;", *lines])

@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from ark_dist.core.shape import Box, box_shape
 from ark_dist.kernels.chain import Pointer
 from ark_dist.kernels.lower import Lowered, Nest, collapse
+
+# Positions are numbered in 32 bits.
+MAX_POSITIONS = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,11 @@ def nest_of(lowered: Lowered, box: Box, inner: Sequence[int] = ()) -> Nest:
     dims = [d for d in range(len(sizes)) if d not in inner]
     strides = [tuple(o.strides[d] for o in lowered.operands) for d in dims]
     nest = collapse([sizes[d] for d in dims], strides)
+    if prod(nest.extents) > MAX_POSITIONS:
+        raise ValueError(
+            f"a tile has {prod(nest.extents)} positions; at most {MAX_POSITIONS} work on a GPU: "
+            "use more workers"
+        )
     # A nest of one step, rather than none, for tensors without dimensions.
     return nest if nest.extents else Nest((1,), ((0,) * len(lowered.operands),))
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from ark_dist.core.graph import Node
+from ark_dist.core.graph import Node, frame_of
 from ark_dist.core.op import OPS
 from ark_dist.core.shape import Box, Shape, box_shape
 from ark_dist.kernels.chain import (
@@ -20,7 +20,6 @@ from ark_dist.kernels.lower import (
     Operand,
     collapse,
     element_offset,
-    frame_of,
     matrix_strides,
     reduced_axes,
     row_axis,

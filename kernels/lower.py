@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ark_dist.core.graph import Node
+from ark_dist.core.graph import Node, frame_of
 from ark_dist.core.op import OPS
 from ark_dist.core.shape import Box, Shape
 from ark_dist.core.task import Group
@@ -51,13 +51,6 @@ class Lowered:
     read_only: frozenset[int]
     chain_start: int
     output: View
-
-
-def frame_of(node: Node) -> str:
-    """The loop nest of a node's operator."""
-    kernel = OPS[node.op].kernel
-    assert kernel is not None
-    return kernel.frame
 
 
 def lower(group: Group, nodes: Sequence[Node], read_only: frozenset[int] = frozenset()) -> Lowered:

@@ -11,7 +11,7 @@ from ark_dist.core.target import Target, cpu_target, wide_target
 from ark_dist.launch.cpuinfo import best_isa
 from ark_dist.launch.devices.base import Device
 from ark_dist.launch.devices.cpu import CpuDevice
-from ark_dist.launch.devices.cuda import CudaDevice, gpu_properties, has_gpu
+from ark_dist.launch.devices.cuda import CudaDevice, gpu_properties
 from ark_dist.launch.devices.emulated import EmulatedDevice
 from ark_dist.launch.devices.null import NullDevice
 from ark_dist.launch.devices.numpy import NumpyDevice
@@ -47,7 +47,8 @@ def find_device(name: str, settings: Settings) -> str:
     if name == "auto" and settings.device is not None:
         name = settings.device
     if name == "auto":
-        name = "cuda" if has_gpu() else "cpu"
+        # Not "cuda" before its kernels have run on a GPU.
+        name = "cpu"
     if name not in DEVICES:
         raise ValueError(
             f"device is {name!r}; it must be one of auto, {', '.join(sorted(DEVICES))}"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ark_dist.core.graph import EFFECT_KINDS, Buffer, Node
+from ark_dist.core.graph import EFFECT_KINDS, Buffer, Node, frame_of
 from ark_dist.core.op import OPS, reads_in_place
 from ark_dist.core.task import Group
 from ark_dist.core.view import View
@@ -23,13 +23,6 @@ class _Draft:
     has_anchor: bool
 
 
-def frame(node: Node) -> str:
-    """The loop nest that the node's operator needs."""
-    kernel = OPS[node.op].kernel
-    assert kernel is not None, f"{node.op} is a view and has no node"
-    return kernel.frame
-
-
 def fuse(
     nodes: Sequence[Node], buffers: Sequence[Buffer], *, is_enabled: bool = True
 ) -> tuple[Group, ...]:
@@ -37,7 +30,7 @@ def fuse(
     users = _users(nodes)
     drafts: dict[int, _Draft] = {}
     for node in nodes:
-        draft = _Draft((node.id,), frame(node) in ANCHOR_FRAMES)
+        draft = _Draft((node.id,), frame_of(node) in ANCHOR_FRAMES)
         for view in dict.fromkeys(node.inputs) if is_enabled else ():
             producer = _producer(drafts, nodes, view)
             if producer is not None and _can_join(
@@ -99,8 +92,8 @@ def _can_join(
     """Whether the group that ends in `producer` may run inside the one that ends in `node`."""
     members = {*draft.nodes, *joined.nodes}
     return (
-        frame(node) == "map"
-        and frame(producer) in (*ANCHOR_FRAMES, "map")
+        frame_of(node) == "map"
+        and frame_of(producer) in (*ANCHOR_FRAMES, "map")
         and buffers[producer.output.buffer].kind == "activation"
         and set(users.get(producer.output.buffer, ())) == {node.id}
         and _reads_only(node, producer.output)
@@ -196,7 +189,7 @@ def _is_prologue(
 
 def _reads_rows(matmul: Node, norm: Node) -> bool:
     return (
-        frame(matmul) == "matmul"
+        frame_of(matmul) == "matmul"
         and matmul.inputs[0] == norm.output
         and norm.output not in (*matmul.inputs[1:], *matmul.after)
         and not matmul.attributes["transpose_input"]

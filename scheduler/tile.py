@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from math import prod
 
-from ark_dist.core.graph import Buffer, Node
+from ark_dist.core.graph import Buffer, Node, frame_of
 from ark_dist.core.op import OPS
 from ark_dist.core.shape import Box, box_size
 from ark_dist.core.target import Cost, Target
 from ark_dist.core.task import Group, Task
 from ark_dist.core.view import Region, View
-from ark_dist.scheduler.fuse import frame
 
 # Frames of operators that touch only a part of what they declare.
 SPARSE_FRAMES = ("gather", "tile")
@@ -36,7 +35,7 @@ def anchor_node(group: Group, nodes: Sequence[Node]) -> Node:
     members = [nodes[n] for n in group.nodes]
     for name in ("matmul", "row", "reduce", "gather"):
         for node in members:
-            if frame(node) == name:
+            if frame_of(node) == name:
                 return node
     return members[-1]
 
@@ -80,6 +79,6 @@ def _task(
         box_size(region.box) * buffers[region.buffer].dtype.itemsize for region in (*reads, write)
     )
     # Regions hold all that may be touched; where data decides, the operator knows how much is.
-    is_sparse = any(frame(nodes[n]) in SPARSE_FRAMES for n in group.nodes)
+    is_sparse = any(frame_of(nodes[n]) in SPARSE_FRAMES for n in group.nodes)
     cost = Cost(declared if is_sparse else touched, ops)
     return Task(task_id, group.id, box, tuple(reads), (write,), cost, group.effect)

@@ -43,7 +43,7 @@ def small_model() -> tuple[ark.Model, ark.Tensor, ark.Tensor]:
 def executor_in(state: str, monkeypatch: pytest.MonkeyPatch) -> tuple[ark.Executor, ark.Tensor]:
     """An executor in a state of the lifecycle, and a tensor it can read and write."""
 
-    def failing(plan: Plan, settings: object) -> NumpyDevice:
+    def failing(plan: Plan, settings: object, gpu_id: int) -> NumpyDevice:
         return Failing(plan)
 
     if state == "failed":
@@ -198,8 +198,8 @@ def test_two_executors_work_independently(device: str) -> None:
         ({"model": "m"}, TypeError, "model is a str, wanted an ark.Model"),
         ({"name": ""}, TypeError, "name is ''; it must be a non-empty string"),
         ({"timeout_s": 0}, ValueError, "timeout_s is 0; it must be above 0"),
-        ({"device": "tpu"}, ValueError, "device is 'tpu'; it must be one of auto, cuda"),
-        ({"device": "cuda"}, ark.DeviceNotFoundError, "device 'cuda': there is no CUDA executor"),
+        ({"device": "tpu"}, ValueError, "device is 'tpu'; it must be one of auto, cpu, cuda"),
+        ({"device": "cuda"}, ark.DeviceNotFoundError, "device 'cuda' needs cupy"),
     ],
 )
 def test_an_argument_that_does_not_work_is_explained(

@@ -7,7 +7,7 @@ from math import prod
 
 from ark_dist.core.dtype import DType
 from ark_dist.core.layout import P
-from ark_dist.core.op import Attrs, AttrValue
+from ark_dist.core.op import OPS, Attrs, AttrValue
 from ark_dist.core.shape import Shape
 from ark_dist.core.view import Spec, View
 
@@ -85,6 +85,13 @@ class Node:
     def input_specs(self) -> tuple[Spec, ...]:
         """Shape and dtype of each input."""
         return tuple(view.spec for view in self.inputs)
+
+
+def frame_of(node: Node) -> str:
+    """The loop nest that the node's operator needs; views have no node."""
+    kernel = OPS[node.op].kernel
+    assert kernel is not None, f"{node.op} is a view and has no node"
+    return kernel.frame
 
 
 def freeze_attrs(attrs: Mapping[str, AttrValue]) -> tuple[tuple[str, AttrValue], ...]:

@@ -74,6 +74,9 @@ class Kernel:
             "tile" function needs; None is none.
         failure: what a call of `ark_fail` means, for errors, with {value} and {limit} in it; ""
             where there is none.
+        cuda: views of inputs and output, attributes, box -> integers that a "tile" function in
+            `<op>.cuh` has as its first template arguments, and the fp32 elements of scratch
+            memory that it needs instead of `scratch`. None where all is as on a CPU.
     """
 
     frame: str
@@ -84,6 +87,7 @@ class Kernel:
     is_in_place: bool = False
     scratch: Callable[[Specs, Spec, Attrs, Box], int] | None = None
     failure: str = ""
+    cuda: Callable[[tuple[View, ...], View, Attrs, Box], tuple[tuple[int, ...], int]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +192,6 @@ def find_op(name: str) -> Op:
         near = difflib.get_close_matches(str(name), OPS, n=3)
         way_out = f"did you mean {' or '.join(near)}?" if near else "docs/operators.md lists them"
         if not OPS:
-            way_out = "there is none: import ark_dist.kernels.ops first"
+            way_out = "there are none: import ark_dist.kernels.ops first"
         raise ValueError(f"operator {name!r} is not registered; {way_out}")
     return OPS[name]

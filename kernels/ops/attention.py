@@ -19,7 +19,7 @@ from ark_dist.core.op import (
 )
 from ark_dist.core.shape import Box, box_shape, full_box
 from ark_dist.core.target import Cost, Target
-from ark_dist.core.view import Spec
+from ark_dist.core.view import Spec, View
 from ark_dist.kernels.per_row import check_per_row, per_row, per_row_box
 from ark_dist.kernels.rules import check_dtypes, parts_worth, spread
 
@@ -40,6 +40,14 @@ Flags = npt.NDArray[np.bool_]
 # ARK_ATTENTION_KEYS and ARK_ATTENTION_ROWS in attention.h.
 BLOCK_KEYS = 64
 BLOCK_ROWS = 16
+# Query rows that a GPU's tensor cores take at once: the most, and the most that read keys without
+# shared memory. ROWS and sizes of attention.cuh.
+MOST_ROWS, FEW_ROWS = 128, 8
+MOST_DEPTH, DEPTH_UNIT = 128, 16
+# Rows at once elsewhere on a GPU.
+PLAIN_ROWS = 8
+WARPS = 8
+COPY_BYTES = 16
 # Exponential, maximum and sums of one score.
 SCORE_OPS = 12
 # Fewer keys than this are not worth a part of their own.
@@ -153,9 +161,22 @@ def tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, .
     """Cut by batch, then by groups of heads, which share keys, then by time."""
     batch, times, heads, width = out.shape
     parts = parts_worth(cost(specs, out, attrs, full_box(out.shape)), target)
-    group = heads // specs[1].shape[2]
-    units = (1, max(group, 1), max(BLOCK_ROWS // max(group, 1), 1), max(width, 1))
+    group = max(heads // specs[1].shape[2], 1)
+    rows = BLOCK_ROWS
+    if target.kind == "cuda":
+        rows = _rows_at_once(batch * heads * times, times * group, parts)
+    units = (1, group, max(rows // group, 1), max(width, 1))
     return tuple((b, t, h, d) for b, h, t, d in spread((batch, heads, times, width), parts, units))
+
+
+def _rows_at_once(rows: int, rows_of_group: int, parts: int) -> int:
+    """Rows of a group that share what they read on a GPU: many, but so that all have work."""
+    if rows_of_group <= FEW_ROWS:
+        return FEW_ROWS
+    count = MOST_ROWS
+    while count > 32 and rows < count * parts:
+        count //= 2
+    return count
 
 
 def _splits(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> int:
@@ -188,6 +209,44 @@ def _expand(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Step
     )
 
 
+def cuda(
+    inputs: tuple[View, ...], out: View, attrs: Attrs, box: Box
+) -> tuple[tuple[int, ...], int]:
+    """ROWS, DEPTH and WIDTH of `ark_attention_tile` in attention.cuh, and its scratch memory."""
+    query, key, value = inputs[:3]
+    depth, width = query.shape[3], value.shape[3]
+    times = box_shape(box)[-3]  # a part has one more dimension in front
+    rows = times * (query.shape[2] // key.shape[2])
+    line = -(-width // 4) * 4 + 4
+    is_aligned = all(map(_is_aligned, (query, key, value)))
+    if is_aligned and _is_tensor(query.dtype.itemsize, depth, width):
+        if rows <= FEW_ROWS:
+            return (FEW_ROWS, depth, width), WARPS * FEW_ROWS * line
+        count = next(n for n in (32, 64, MOST_ROWS) if n >= rows or n == MOST_ROWS)
+        # Two blocks of keys and values and the rows, of 2 bytes and a power of 2 of columns. Then
+        # what each of the warps has of 16 rows.
+        pitches = [1 << (size - 1).bit_length() for size in (depth, width)]
+        staged = (2 * BLOCK_KEYS * sum(pitches) + count * pitches[0]) // 2
+        return (count, depth, width), max(staged, WARPS * 16 * line)
+    count = next(n for n in (1, 2, 4, PLAIN_ROWS) if n >= rows or n == PLAIN_ROWS)
+    side = COPY_BYTES // query.dtype.itemsize if is_aligned else 1
+    return (count, 0, side), count * (WARPS * line + -(-depth // 4) * 4)
+
+
+def _is_tensor(itemsize: int, depth: int, width: int) -> bool:
+    sizes = (depth, width)
+    return itemsize == 2 and all(0 < n <= MOST_DEPTH and n % DEPTH_UNIT == 0 for n in sizes)
+
+
+def _is_aligned(view: View) -> bool:
+    """Whether each row along the last dimension is made of pieces that load in one go."""
+    count = COPY_BYTES // view.dtype.itemsize
+    if view.strides[-1] != 1 or view.shape[-1] % count:
+        return False
+    steps = [s for n, s in zip(view.shape[:-1], view.strides[:-1], strict=True) if n > 1]
+    return all(step % count == 0 for step in (view.offset, *steps))
+
+
 def scratch(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> int:
     """What `ark_attention_memory` takes."""
     depth, width = specs[0].shape[3], specs[2].shape[3]
@@ -210,7 +269,12 @@ register(
         gradient=None,
         effect="none",
         kernel=Kernel(
-            "tile", "ark_attention", params=("causal", "scale"), scratch=scratch, failure=FAILURE
+            "tile",
+            "ark_attention",
+            params=("causal", "scale"),
+            scratch=scratch,
+            failure=FAILURE,
+            cuda=cuda,
         ),
         expand=_expand,
         parts=None,

@@ -84,6 +84,7 @@ register(
             params=("causal", "scale", "splits"),
             scratch=attention.scratch,
             failure=attention.FAILURE,
+            cuda=attention.cuda,
         ),
         expand=None,
         parts=None,
