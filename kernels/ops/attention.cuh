@@ -367,7 +367,10 @@ ARK_FN void ark_attention_copy(char* to, const T* from, int64_t row_stride, int 
 template <class T, int ROWS, int DEPTH, int WIDTH>
 struct ark_attention_tiles {
   static constexpr int row_warps = ROWS / 16, parts = int(ARK_WARPS) / row_warps;
-  static constexpr int keys = ARK_ATTENTION_KEYS / parts, tiles = keys / 8;
+  // A warp's keys of a block, and how many it takes at once: scores of more would take registers
+  // that others need.
+  static constexpr int keys = ARK_ATTENTION_KEYS / parts, keys_at_once = keys < 32 ? keys : 32;
+  static constexpr int tiles = keys_at_once / 8;
   static constexpr int key_pitch = ark_attention_pitch(DEPTH);
   static constexpr int value_pitch = ark_attention_pitch(WIDTH);
   static constexpr int key_bytes = ARK_ATTENTION_KEYS * key_pitch * 2;
@@ -454,24 +457,28 @@ ARK_FN void ark_attention_many(float* scratch, const ark_attention_operands<T>& 
                                    blocks.most);
     }
     gpu_copy_commit();
-    const int first = i < 0 ? seen : blocks.place<ARK_ATTENTION_KEYS>(i) + key0;
-    if (first >= seen) continue;
+    if (i < 0) continue;
     const char* const block = stages + i % 2 * tiles::stage_bytes;
-    float scores[tiles::tiles][4] = {};
-    tiles::multiply_keys(scores, queries, row0, block, key0);
+#pragma unroll 1
+    for (int k0 = key0; k0 < key0 + tiles::keys; k0 += tiles::keys_at_once) {
+      const int first = blocks.place<ARK_ATTENTION_KEYS>(i) + k0;
+      if (first >= seen) break;
+      float scores[tiles::tiles][4] = {};
+      tiles::multiply_keys(scores, queries, row0, block, k0);
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float x[2 * tiles::tiles];
+      for (int h = 0; h < 2; ++h) {
+        float x[2 * tiles::tiles];
 #pragma unroll
-      for (int j = 0; j < 2 * tiles::tiles; ++j) x[j] = scores[j / 2][2 * h + j % 2];
-      const float factor = states[h].template weigh<1, 4>(
-          x, scale, [&](int j) { return first + j / 2 * 8 + 2 * t + j % 2; });
+        for (int j = 0; j < 2 * tiles::tiles; ++j) x[j] = scores[j / 2][2 * h + j % 2];
+        const float factor = states[h].template weigh<1, 4>(
+            x, scale, [&](int j) { return first + j / 2 * 8 + 2 * t + j % 2; });
 #pragma unroll
-      for (int j = 0; j < 2 * tiles::tiles; ++j) scores[j / 2][2 * h + j % 2] = x[j];
+        for (int j = 0; j < 2 * tiles::tiles; ++j) scores[j / 2][2 * h + j % 2] = x[j];
 #pragma unroll
-      for (int j = 0; j < WIDTH / 4; ++j) sums[j / 2][2 * h + j % 2] *= factor;
+        for (int j = 0; j < WIDTH / 4; ++j) sums[j / 2][2 * h + j % 2] *= factor;
+      }
+      tiles::multiply_values(sums, scores, block + tiles::key_bytes, k0);
     }
-    tiles::multiply_values(sums, scores, block + tiles::key_bytes, key0);
   }
   gpu_copy_wait<0>();
   gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
