@@ -11,7 +11,8 @@ from ark_dist.core.target import Target, cpu_target, wide_target
 from ark_dist.launch.cpuinfo import best_isa
 from ark_dist.launch.devices.base import Device
 from ark_dist.launch.devices.cpu import CpuDevice
-from ark_dist.launch.devices.cuda import CudaDevice, gpu_properties
+from ark_dist.launch.devices.cuda import CudaDevice
+from ark_dist.launch.devices.cupy_gpu import gpu_properties
 from ark_dist.launch.devices.emulated import EmulatedDevice
 from ark_dist.launch.devices.null import NullDevice
 from ark_dist.launch.devices.numpy import NumpyDevice

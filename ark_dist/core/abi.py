@@ -258,6 +258,8 @@ HOST = Record(
     (
         ("posted", "u8", 1, "sequence number of the last command"),
         ("completed", "u8", 1, "sequence number of the last completed command"),
+        ("started_ns", "u8", 1, "the GPU's clock when the kernel started"),
+        ("exited_ns", "u8", 1, "the GPU's clock when the kernel exited"),
     ),
     True,
 )

@@ -155,7 +155,7 @@ ARK_FN void ark_few_product(float* scratch, int64_t scratch_bytes, const TA* a, 
   for (int first = 0; first < groups; first += warps) {
     const int j0 = (first + warp) * cut.columns;
     const int left = n - j0 < cut.columns ? n - j0 : cut.columns;  // none past the last group
-    float sums[R][M];
+    float sums[R][M] = {};  // even if a part never comes: else they would be kept from before
 #pragma unroll 1
     for (int part = 0; part < parts; ++part) {
       const int k0 = part * cut.depth, depth = k - k0 < cut.depth ? k - k0 : cut.depth;

@@ -9,6 +9,8 @@ GPU_FN ark_status* ark_my_status() {
   return ark_table<ark_status>(ark_kernel_launch.statuses) + gpu_block();
 }
 
+GPU_FN ark_host* ark_host_words() { return ark_table<ark_host>(ark_kernel_launch.host); }
+
 // A number that changes when any worker comes to another task.
 GPU_PART uint64_t ark_progress() {
   constexpr uint64_t prime = 1099511628211u;  // of the FNV hash
@@ -156,7 +158,7 @@ GPU_FN bool ark_walk(ark_shared& shared, uint32_t& slot) {
 #pragma unroll 1
   for (uint32_t i = queue->first; i != end; ++i) {
     const ark_task* task = ark_table<const ark_task>(ark_kernel_launch.tasks) + i;
-    if (gpu_warp() == 0) ark_prepare(worker, task);
+    if (gpu_kernel_thread() < GPU_WARP) ark_prepare(worker, task);
     gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
     if (worker.action == ARK_QUIT) return false;
     const uint32_t slots = task->flags >> ARK_SLOTS_SHIFT;
@@ -177,7 +179,7 @@ GPU_FN bool ark_walk(ark_shared& shared, uint32_t& slot) {
     }
     slot += slots;
     gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
-    if (gpu_thread() == 0) ark_finish(worker, task);
+    if (gpu_kernel_thread() == 0) ark_finish(worker, task);
   }
   return true;
 }
@@ -241,7 +243,7 @@ GPU_FN void ark_take(ark_shared& shared, uint64_t sequence) {
 // The turns of one command, by all consumers; false if the kernel ends.
 GPU_FN bool ark_run(ark_shared& shared, uint32_t& slot) {
   ark_worker& worker = shared.worker;
-  const bool is_leader = gpu_thread() == 0;
+  const bool is_leader = gpu_kernel_thread() == 0;
 #pragma unroll 1
   for (int64_t turn = worker.first_turn; turn < worker.end_turn; ++turn) {
     if (is_leader) {
@@ -264,7 +266,7 @@ GPU_FN bool ark_run(ark_shared& shared, uint32_t& slot) {
 }
 
 GPU_FN void ark_consume(ark_shared& shared) {
-  const bool is_leader = gpu_thread() == 0;
+  const bool is_leader = gpu_kernel_thread() == 0;
   uint32_t slot = 0;
 #pragma unroll 1
   for (uint64_t sequence = 1;; ++sequence) {
@@ -313,17 +315,21 @@ GPU_FN void ark_produce(ark_shared& shared) {
 
 GPU_KERNEL(ark_kernel, ARK_THREADS) {
   ark_shared& shared = ark_here();
-  if (gpu_thread() == 0) {
+  if (gpu_kernel_thread() == 0 && gpu_block() == 0)
+    gpu_store_relaxed_system(&ark_host_words()->started_ns, gpu_clock_ns());
+  if (gpu_kernel_thread() == 0) {
     shared.worker.index = gpu_block();
     for (uint32_t m = 0; m < ARK_MAX_METHODS; ++m) shared.turns[m] = 0;
     ark_ring_init(shared.ring);
   }
   gpu_barrier(ARK_COMMAND_BARRIER, ARK_THREADS);
-  if (gpu_thread() < ARK_CONSUMERS)
+  if (gpu_kernel_thread() < ARK_CONSUMERS)
     ark_consume(shared);
   else
     ark_produce(shared);
   // An aborted kernel is asked afterwards what its workers were doing.
-  if (gpu_thread() == 0 && !ark_is_aborted())
+  if (gpu_kernel_thread() == 0 && !ark_is_aborted())
     gpu_store_relaxed(&ark_my_status()->phase, ARK_EXITED);
+  if (gpu_kernel_thread() == 0 && gpu_block() == 0)
+    gpu_store_relaxed_system(&ark_host_words()->exited_ns, gpu_clock_ns());
 }

@@ -117,6 +117,11 @@ ARK_FN void ark_attention_meet(const float* lines, int count, int width, const F
   }
 }
 
+// A number that is the same in all lanes, known to come from here: what follows from it is found
+// anew, where the compiler would keep it in registers that sums need.
+ARK_FN int ark_attention_anew(int value) { return gpu_shuffle(value, 0); }
+ARK_FN int ark_attention_thread() { return gpu_shuffle(int(gpu_thread()), int(gpu_lane())); }
+
 // 16 bytes, or zeros.
 template <class T>
 ARK_FN gpu_vec4 ark_attention_read(const T* from, bool is_there) {
@@ -130,18 +135,20 @@ struct ark_attention_row {
   float top = -ARK_INFINITY;
   float total = 0;  // of the weights that this lane had
 
-  // Turn products with KEYS keys, the numbers key(i), into weights; returns the factor that brings
-  // sums up to date. Lanes that differ in the bits from FIRST on, before LAST, share the row.
-  template <int FIRST, int LAST, int KEYS, class Key>
-  ARK_FN float weigh(float (&x)[KEYS], float scale, const Key& key) {
+  // Turn products with KEYS keys, which are `first` + offset(i), into weights; returns the factor
+  // that brings sums up to date. Lanes that differ in the bits from FIRST on, before LAST, share
+  // the row.
+  template <int FIRST, int LAST, int KEYS, class Offset>
+  ARK_FN float weigh(float (&x)[KEYS], float scale, int first, const Offset& offset) {
     const float before = top;
+    const int left = seen - first;
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < KEYS; ++i) x[i] *= scale;
-    if (key(KEYS - 1) >= seen) {
+    if (offset(KEYS - 1) >= left) {
 #pragma unroll
       for (int i = 0; i < KEYS; ++i)
-        if (key(i) >= seen) x[i] = -ARK_INFINITY;
+        if (offset(i) >= left) x[i] = -ARK_INFINITY;
     }
 #pragma unroll
     for (int i = 0; i < KEYS; ++i) top = ark_attention_larger(x[i], top);
@@ -158,13 +165,13 @@ struct ark_attention_row {
     return factor;
   }
 
-  // Leave the largest score and the whole total behind the row's sums.
+  // Leave the largest score and the whole total behind the row's sums; one lane does it.
   template <int FIRST, int LAST>
-  ARK_FN void leave(float* line, int width) const {
+  ARK_FN void leave(float* line, int width, bool is_writer) const {
     float sum = total;
 #pragma unroll
     for (int bit = FIRST; bit < LAST; bit *= 2) sum += gpu_shuffle_xor(sum, bit);
-    if ((gpu_lane() & (LAST - FIRST)) != 0) return;
+    if (!is_writer) return;
     line[ark_attention_top(width)] = top;
     line[ark_attention_top(width) + 1] = sum;
   }
@@ -192,32 +199,33 @@ ARK_FN void ark_attention_product(float (&sums)[4], const uint32_t (&a)[4], uint
 template <class T, int DEPTH, int WIDTH>
 struct ark_attention_registers {
   static constexpr int depth_parts = (DEPTH + 31) / 32, width_parts = (WIDTH + 63) / 64;
+  int lane;
   gpu_vec4 query[depth_parts], key[2][depth_parts], value[width_parts][4];
 
-  ARK_FN static void read_row(gpu_vec4 (&to)[depth_parts], const T* row, bool is_there) {
-    const int at = int(gpu_lane()) % 4 * 8;
+  ARK_FN void read_row(gpu_vec4 (&to)[depth_parts], const T* row, bool is_there) const {
+    const int at = lane % 4 * 8;
 #pragma unroll
     for (int i = 0; i < depth_parts; ++i)
       to[i] = ark_attention_read(row + at + 32 * i, is_there && (DEPTH % 32 == 0 || 32 * i + at < DEPTH));
   }
 
   ARK_FN void read_queries(const ark_attention_operands<T>& from, const ark_attention_rows& rows) {
-    const int row = int(gpu_lane()) / 4;
+    const int row = lane / 4;
     read_row(query, from.query_at(rows, row < rows.count ? row : 0), row < rows.count);
   }
   // 16 keys from `first` on.
   ARK_FN void read_keys(const ark_attention_operands<T>& from, int first, int most) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int row = first + int(gpu_lane()) / 4 + 8 * h;
+      const int row = first + lane / 4 + 8 * h;
       read_row(key[h], from.key + (row < most ? row * from.key_row : 0), row < most);
     }
   }
   ARK_FN void read_values(const ark_attention_operands<T>& from, int first, int most) {
-    const int at = int(gpu_lane()) / 4 * 8;
+    const int at = lane / 4 * 8;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int row = first + int(gpu_lane()) % 4 * 2 + i / 2 * 8 + i % 2;
+      const int row = first + lane % 4 * 2 + i / 2 * 8 + i % 2;
       const T* const line = from.value + (row < most ? row * from.value_row : 0) + at;
 #pragma unroll
       for (int j = 0; j < width_parts; ++j)
@@ -237,8 +245,8 @@ struct ark_attention_registers {
 
   // Products' lanes have weights by the key, operands' lanes those of row g: two words change
   // lanes for each, one of keys 2t and one of 2t + 1.
-  ARK_FN static uint32_t turn(uint32_t pair) {
-    const int lane = int(gpu_lane()), from = lane % 4 * 8 + lane / 8;
+  ARK_FN uint32_t turn(uint32_t pair) const {
+    const int from = lane % 4 * 8 + lane / 8;
     const uint32_t even = gpu_shuffle(pair, from), odd = gpu_shuffle(pair, from + 4);
     return lane & 4 ? upper(even, odd) : lower(even, odd);
   }
@@ -281,17 +289,19 @@ ARK_FN void ark_attention_few(float* scratch, const ark_attention_operands<T>& f
                               float scale) {
   typedef ark_attention_registers<T, DEPTH, WIDTH> registers;
   constexpr int tiles = 4 * registers::width_parts;
-  const int g = int(gpu_lane()) / 4, t = int(gpu_lane()) % 4;
+  const int thread = ark_attention_thread(), warp = thread >> 5, lane = thread & 31;
+  const int g = lane >> 2, t = lane & 3;
   const int units = blocks.count() * (ARK_ATTENTION_KEYS / 16), most = blocks.most;
   const auto place = [&](int unit) { return unit < units ? blocks.place<16>(unit) : most; };
   registers held;
+  held.lane = lane;
   ark_attention_row states[2] = {{rows.seen(2 * t)}, {rows.seen(2 * t + 1)}};
   float sums[tiles][4] = {};
   held.read_queries(from, rows);
-  held.read_keys(from, place(int(gpu_warp())), most);
-  held.read_values(from, place(int(gpu_warp())), most);
+  held.read_keys(from, place(warp), most);
+  held.read_values(from, place(warp), most);
 #pragma unroll 1
-  for (int unit = int(gpu_warp()); unit < units; unit += int(ARK_WARPS)) {
+  for (int unit = warp; unit < units; unit += int(ARK_WARPS)) {
     const int first = place(unit) + g, next = place(unit + int(ARK_WARPS));
     float scores[4] = {};
     held.multiply_keys(scores);
@@ -300,7 +310,7 @@ ARK_FN void ark_attention_few(float* scratch, const ark_attention_operands<T>& f
     for (int e = 0; e < 2; ++e) {
       float x[2] = {scores[e], scores[2 + e]};
       const float factor =
-          states[e].template weigh<4, 32>(x, scale, [&](int i) { return first + 8 * i; });
+          states[e].template weigh<4, 32>(x, scale, first, [](int i) { return 8 * i; });
       scores[e] = x[0];
       scores[2 + e] = x[1];
 #pragma unroll
@@ -312,11 +322,11 @@ ARK_FN void ark_attention_few(float* scratch, const ark_attention_operands<T>& f
     held.multiply_values(sums, scores);
     held.read_values(from, next, most);
   }
-  float* const lines = scratch + (int(gpu_warp()) * 8 + 2 * t) * ark_attention_line(WIDTH);
+  float* const lines = scratch + (warp * 8 + 2 * t) * ark_attention_line(WIDTH);
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
     float* const line = lines + e * ark_attention_line(WIDTH);
-    states[e].template leave<4, 32>(line, WIDTH);
+    states[e].template leave<4, 32>(line, WIDTH, g == 0);
 #pragma unroll
     for (int i = 0; i < 2 * tiles; ++i) {
       const int d = i / 8 * 64 + 8 * g + i % 8;
@@ -342,9 +352,9 @@ ARK_FN int ark_attention_lane(int row, int in_8, int odd) {
 // The chunks of 8 elements that a thread copies of rows of WIDTH elements: f(row, chunk) for its
 // rows, chunk being the same in all. Where WIDTH is no power of 2 some threads have none.
 template <int WIDTH, int ROWS, class F>
-ARK_FN void ark_attention_each_chunk(const F& f) {
+ARK_FN void ark_attention_each_chunk(int thread, const F& f) {
   constexpr int per_row = ark_attention_pitch(WIDTH) / 8, step = int(ARK_CONSUMERS) / per_row;
-  const int row = int(gpu_thread() / per_row), chunk = int(gpu_thread() % per_row);
+  const int row = int(uint32_t(thread) / per_row), chunk = int(uint32_t(thread) % per_row);
   if (per_row * 8 != WIDTH && chunk >= WIDTH / 8) return;
 #pragma unroll
   for (int i = 0; i < (ROWS + step - 1) / step; ++i)
@@ -353,9 +363,10 @@ ARK_FN void ark_attention_each_chunk(const F& f) {
 
 // Start bringing a block of rows into shared memory; zeros from row `most` on.
 template <class T, int WIDTH>
-ARK_FN void ark_attention_copy(char* to, const T* from, int64_t row_stride, int first, int most) {
+ARK_FN void ark_attention_copy(int thread, char* to, const T* from, int64_t row_stride, int first,
+                               int most) {
   constexpr int pitch = ark_attention_pitch(WIDTH);
-  ark_attention_each_chunk<WIDTH, ARK_ATTENTION_KEYS>([&](int row, int chunk) {
+  ark_attention_each_chunk<WIDTH, ARK_ATTENTION_KEYS>(thread, [&](int row, int chunk) {
     const bool is_there = first + row < most;
     const T* const line = from + (is_there ? first + row : 0) * row_stride;
     gpu_copy16(to + ark_swizzled<pitch>(row, chunk), line + chunk * 8, is_there);
@@ -378,21 +389,21 @@ struct ark_attention_tiles {
   static_assert(tiles % 2 == 0, "16 keys at a time");
 
   // Start bringing the query rows into shared memory; by all threads.
-  ARK_FN static void copy_queries(char* to, const ark_attention_operands<T>& from,
+  ARK_FN static void copy_queries(int thread, char* to, const ark_attention_operands<T>& from,
                                   const ark_attention_rows& rows) {
-    ark_attention_each_chunk<DEPTH, ROWS>([&](int row, int chunk) {
+    ark_attention_each_chunk<DEPTH, ROWS>(thread, [&](int row, int chunk) {
       const bool is_there = row < rows.count;
       gpu_copy16(to + ark_swizzled<key_pitch>(row, chunk),
                  from.query_at(rows, is_there ? row : 0) + chunk * 8, is_there);
     });
   }
 
-  ARK_FN static void multiply_keys(float (&scores)[tiles][4], const char* queries, int row0,
-                                   const char* block, int key0) {
-    const int lane = int(gpu_lane()), in_8 = lane % 8, second = lane / 8 % 2, third = lane / 16;
+  ARK_FN static void multiply_keys(int lane, float (&scores)[tiles][4], const char* queries,
+                                   int row0, const char* block, int key0) {
+    const int in_8 = lane % 8, second = lane / 8 % 2, third = lane / 16;
     const int rows = ark_attention_lane<key_pitch>(row0 + 8 * second + in_8, in_8, third);
     const int keys = ark_attention_lane<key_pitch>(key0 + 8 * third + in_8, in_8, second);
-#pragma unroll
+#pragma unroll 2
     for (int i = 0; i < DEPTH / 16; ++i) {
       uint32_t a[4];
       gpu_ldmatrix4(a, queries + (rows ^ 32 * i));
@@ -406,9 +417,10 @@ struct ark_attention_tiles {
     }
   }
 
-  ARK_FN static void multiply_values(float (&sums)[WIDTH / 8][4], const float (&weights)[tiles][4],
-                                     const char* block, int key0) {
-    const int lane = int(gpu_lane()), in_8 = lane % 8, second = lane / 8 % 2, third = lane / 16;
+  ARK_FN static void multiply_values(int lane, float (&sums)[WIDTH / 8][4],
+                                     const float (&weights)[tiles][4], const char* block,
+                                     int key0) {
+    const int in_8 = lane % 8, second = lane / 8 % 2, third = lane / 16;
     const int start = ark_attention_lane<value_pitch>(key0 + 8 * second + in_8, in_8, third);
 #pragma unroll
     for (int j = 0; j < tiles; j += 2) {
@@ -431,7 +443,8 @@ ARK_FN void ark_attention_many(float* scratch, const ark_attention_operands<T>& 
                                const ark_attention_rows& rows, const ark_attention_blocks& blocks,
                                float scale) {
   typedef ark_attention_tiles<T, ROWS, DEPTH, WIDTH> tiles;
-  const int g = int(gpu_lane()) / 4, t = int(gpu_lane()) % 4, warp = int(gpu_warp());
+  const int thread = ark_attention_thread(), lane = thread & 31, g = lane >> 2, t = lane & 3;
+  const int warp = thread >> 5;
   const int row0 = warp % tiles::row_warps * 16, key0 = warp / tiles::row_warps * tiles::keys;
   char* const stages = reinterpret_cast<char*>(scratch);
   char* const queries = stages + 2 * tiles::stage_bytes;
@@ -439,7 +452,7 @@ ARK_FN void ark_attention_many(float* scratch, const ark_attention_operands<T>& 
   const int seen = row0 < rows.count ? rows.seen(last) : 0;  // by any of the warp's rows
   ark_attention_row states[2] = {{rows.seen(row0 + g)}, {rows.seen(row0 + g + 8)}};
   float sums[WIDTH / 8][4] = {};
-  tiles::copy_queries(queries, from, rows);
+  tiles::copy_queries(thread, queries, from, rows);
   const int count = blocks.count();
   // The first turn only copies.
 #pragma unroll 1
@@ -452,9 +465,9 @@ ARK_FN void ark_attention_many(float* scratch, const ark_attention_operands<T>& 
     if (i + 1 < count) {
       const int next = blocks.place<ARK_ATTENTION_KEYS>(i + 1);
       char* const to = stages + (i + 1) % 2 * tiles::stage_bytes;
-      ark_attention_copy<T, DEPTH>(to, from.key, from.key_row, next, blocks.most);
-      ark_attention_copy<T, WIDTH>(to + tiles::key_bytes, from.value, from.value_row, next,
-                                   blocks.most);
+      ark_attention_copy<T, DEPTH>(thread, to, from.key, from.key_row, next, blocks.most);
+      ark_attention_copy<T, WIDTH>(thread, to + tiles::key_bytes, from.value, from.value_row,
+                                   next, blocks.most);
     }
     gpu_copy_commit();
     if (i < 0) continue;
@@ -464,32 +477,33 @@ ARK_FN void ark_attention_many(float* scratch, const ark_attention_operands<T>& 
       const int first = blocks.place<ARK_ATTENTION_KEYS>(i) + k0;
       if (first >= seen) break;
       float scores[tiles::tiles][4] = {};
-      tiles::multiply_keys(scores, queries, row0, block, k0);
+      tiles::multiply_keys(lane, scores, queries, row0, block, k0);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         float x[2 * tiles::tiles];
 #pragma unroll
         for (int j = 0; j < 2 * tiles::tiles; ++j) x[j] = scores[j / 2][2 * h + j % 2];
         const float factor = states[h].template weigh<1, 4>(
-            x, scale, [&](int j) { return first + j / 2 * 8 + 2 * t + j % 2; });
+            x, scale, first + 2 * t, [](int j) { return j / 2 * 8 + j % 2; });
 #pragma unroll
         for (int j = 0; j < 2 * tiles::tiles; ++j) scores[j / 2][2 * h + j % 2] = x[j];
 #pragma unroll
         for (int j = 0; j < WIDTH / 4; ++j) sums[j / 2][2 * h + j % 2] *= factor;
       }
-      tiles::multiply_values(sums, scores, block + tiles::key_bytes, k0);
+      tiles::multiply_values(lane, sums, scores, block + tiles::key_bytes, k0);
     }
   }
   gpu_copy_wait<0>();
   gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
-  const int slot = warp / tiles::row_warps * ROWS + row0 + g;
+  const int again = ark_attention_thread(), column = again % 4 * 2;
+  const int slot = (again >> 5) / tiles::row_warps * ROWS + (again >> 5) % tiles::row_warps * 16;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    float* const line = scratch + (slot + 8 * h) * ark_attention_line(WIDTH);
-    states[h].template leave<1, 4>(line, WIDTH);
+    float* const line = scratch + (slot + again / 4 % 8 + 8 * h) * ark_attention_line(WIDTH);
+    states[h].template leave<1, 4>(line, WIDTH, column == 0);
 #pragma unroll
     for (int j = 0; j < WIDTH / 4; ++j)
-      line[j / 2 * 8 + 2 * t + j % 2] = sums[j / 2][2 * h + j % 2];
+      line[j / 2 * 8 + column + j % 2] = sums[j / 2][2 * h + j % 2];
   }
 }
 
@@ -505,7 +519,7 @@ struct ark_attention_plain {
   static_assert(lanes >= 1, "a lane for each row and key");
   float* sums;           // lines of this warp
   const float* queries;  // rows of query_line floats
-  int line, query_line;
+  int line, query_line, warp, lane;
 
   // The elements of some keys from column d on.
   ARK_FN static void read(float (&x)[keys][CHUNK], const T* from, int64_t row_stride,
@@ -525,7 +539,7 @@ struct ark_attention_plain {
   ARK_FN float score(const ark_attention_operands<T>& from, int first, int most) const {
     float partial[values] = {};
 #pragma unroll 1
-    for (int d = int(gpu_lane()) * CHUNK; d < from.depth; d += step) {
+    for (int d = lane * CHUNK; d < from.depth; d += step) {
       float x[keys][CHUNK];
       read(x, from.key, from.key_row, from.key_step, first, most, d);
 #pragma unroll
@@ -550,7 +564,7 @@ struct ark_attention_plain {
 #pragma unroll
     for (int i = 0; i < values; ++i) weights[i] = gpu_shuffle(weight, i * lanes);
 #pragma unroll 1
-    for (int d = int(gpu_lane()) * CHUNK; d < from.width; d += step) {
+    for (int d = lane * CHUNK; d < from.width; d += step) {
       float x[keys][CHUNK];
       read(x, from.value, from.value_row, from.value_step, first, most, d);
 #pragma unroll
@@ -570,7 +584,7 @@ struct ark_attention_plain {
   ARK_FN void run(const ark_attention_operands<T>& from, const ark_attention_rows& rows,
                   const ark_attention_blocks& blocks, float scale) const {
     constexpr int per_block = ARK_ATTENTION_KEYS / keys;
-    const int lane = int(gpu_lane()), row = lane / lanes / keys, key = lane / lanes % keys;
+    const int row = lane / lanes / keys, key = lane / lanes % keys;
     const int units = blocks.count() * per_block;
     ark_attention_row state = {rows.seen(row)};
 #pragma unroll 1
@@ -580,15 +594,16 @@ struct ark_attention_plain {
 #pragma unroll
         for (int e = 0; e < CHUNK; ++e) sums[r * line + d + e] = 0;
 #pragma unroll 1
-    for (int unit = int(gpu_warp()); unit < units; unit += int(ARK_WARPS)) {
+    for (int unit = warp; unit < units; unit += int(ARK_WARPS)) {
       const int first = blocks.place<keys>(unit);
       if (first >= blocks.most) break;
       float x[1] = {score(from, first, blocks.most)};
       const float factor = state.template weigh<lanes, lanes * keys>(
-          x, scale, [&](int) { return first + key; });
+          x, scale, first + key, [](int) { return 0; });
       add(from, first, blocks.most, factor, x[0]);
     }
-    state.template leave<lanes, lanes * keys>(sums + row * line, from.width);
+    state.template leave<lanes, lanes * keys>(sums + row * line, from.width,
+                                              lane % (lanes * keys) == 0);
   }
 };
 
@@ -596,18 +611,19 @@ template <class T, int ROWS, int CHUNK>
 ARK_FN void ark_attention_any(float* scratch, const ark_attention_operands<T>& from,
                               const ark_attention_rows& rows, const ark_attention_blocks& blocks,
                               float scale) {
+  const int thread = ark_attention_thread(), warp = thread >> 5, lane = thread & 31;
   const int line = ark_attention_line(from.width), query_line = ark_attention_top(from.depth);
   float* const queries = scratch + int(ARK_WARPS) * ROWS * line;
 #pragma unroll 1
   for (int r = 0; r < ROWS; ++r) {
     const T* const row = from.query_at(rows, r < rows.count ? r : 0);
 #pragma unroll 1
-    for (int d = int(gpu_thread()); d < from.depth; d += int(ARK_CONSUMERS))
+    for (int d = thread; d < from.depth; d += int(ARK_CONSUMERS))
       queries[r * query_line + d] = r < rows.count ? ark_load<T>(row[d * from.query_step]) : 0.0f;
   }
   gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
-  const ark_attention_plain<T, ROWS, CHUNK> plain{scratch + int(gpu_warp()) * ROWS * line, queries,
-                                                  line, query_line};
+  const ark_attention_plain<T, ROWS, CHUNK> plain{scratch + warp * ROWS * line, queries,
+                                                  line, query_line, warp, lane};
   plain.run(from, rows, blocks, scale);
 }
 
@@ -621,7 +637,25 @@ ARK_FN int64_t ark_attention_length(const Length& length, int64_t row, int64_t m
     return most;
 }
 
-// finish(b, group, rows, row, top, total, sum) for all rows of a tile that begins at time `start`,
+// The rows of a tile that are computed together: `count` from `first` on, of one batch index and
+// group.
+struct ark_attention_piece {
+  int b, group, first, count;
+};
+
+template <int ROWS>
+ARK_FN int ark_attention_pieces(int count) {
+  return (count + ROWS - 1) / ROWS;
+}
+template <int ROWS>
+ARK_FN ark_attention_piece ark_attention_nth(int n, int groups, int count) {
+  const uint32_t pieces = uint32_t(ark_attention_pieces<ROWS>(count)), outer = uint32_t(n) / pieces;
+  const int first = int(uint32_t(n) - outer * pieces) * ROWS, left = count - first;
+  return {int(outer / uint32_t(groups)), int(outer % uint32_t(groups)), first,
+          left < ROWS ? left : ROWS};
+}
+
+// finish(b, head, time, top, total, sum) for all rows of a tile that begins at time `start`,
 // with key blocks `block`, `block + step`, ... See `cuda` in kernels/ops/attention.py: ROWS rows
 // at a time, by tensor cores if sizes DEPTH and WIDTH are given. If not, WIDTH elements at a time.
 template <int ROWS, int DEPTH, int WIDTH, class T, class Length, class Scale, class Finish>
@@ -635,20 +669,19 @@ ARK_FN void ark_attention_tile(const ark_call& call, const ark_tile<const T, 4>&
     factor *= scale;
   else
     factor = ark_divide(factor, ark_sqrt(float(q.size(3))));
-  const int groups = int(k.size(2)), pieces = (times * heads + ROWS - 1) / ROWS;
+  const int groups = int(k.size(2)), count = times * heads;
 #pragma unroll 1
-  for (int n = 0; n < int(q.size(0)) * groups * pieces; ++n) {
-    const int b = n / pieces / groups, group = n / pieces % groups, first = n % pieces * ROWS;
-    const int64_t keys = ark_attention_length(length, b, k.size(1));
+  for (int n = 0; n < int(q.size(0)) * groups * ark_attention_pieces<ROWS>(count); ++n) {
+    const ark_attention_piece piece = ark_attention_nth<ROWS>(n, groups, count);
+    const int64_t keys = ark_attention_length(length, piece.b, k.size(1));
     if (keys < 0 || keys > k.size(1)) {
       ark_fail(call, keys, k.size(1));
       return;
     }
-    const int left = times * heads - first, count = left < ROWS ? left : ROWS;
-    const ark_attention_operands<T> from(call, q, k, v, b, group, heads, start);
-    const ark_attention_rows rows = {heads, start, first, count, int(keys),
+    const ark_attention_operands<T> from(call, q, k, v, piece.b, piece.group, heads, start);
+    const ark_attention_rows rows = {heads, start, piece.first, piece.count, int(keys),
                                      int(q.size(1) - keys), causal};
-    const ark_attention_blocks blocks = {block, step, rows.seen(count - 1)};
+    const ark_attention_blocks blocks = {block, step, rows.seen(piece.count - 1)};
     constexpr bool is_few = DEPTH == 0 || ROWS <= 8;
     constexpr int parts = is_few ? int(ARK_WARPS) : int(ARK_WARPS) * 16 / ROWS;
     if constexpr (DEPTH == 0)
@@ -658,9 +691,13 @@ ARK_FN void ark_attention_tile(const ark_call& call, const ark_tile<const T, 4>&
     else
       ark_attention_many<T, ROWS, DEPTH, WIDTH>(call.scratch, from, rows, blocks, factor);
     gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
+    const ark_attention_piece again = ark_attention_nth<ROWS>(ark_attention_anew(n), groups, count);
     ark_attention_meet<parts, ROWS>(
-        call.scratch, count, from.width, [&](int row, float top, float total, const auto& sum) {
-          finish(b, group * heads + rows.head(row), rows.time(row), top, total, sum);
+        call.scratch, again.count, int(v.size(3)),
+        [&](int row, float top, float total, const auto& sum) {
+          const uint32_t at = uint32_t(again.first + row);
+          finish(again.b, again.group * heads + int(at % uint32_t(heads)),
+                 int(at / uint32_t(heads)), top, total, sum);
         });
     gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
   }

@@ -1,163 +1,140 @@
 """Run a plan on a GPU: one cooperative launch, then commands through pinned memory."""
 
-import importlib.util
+import ctypes
+import os
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from ark_dist.core import abi
-from ark_dist.core.data import as_array
-from ark_dist.core.errors import ArkError, DeviceNotFoundError, StallError, TaskError
-from ark_dist.core.op import Array
+from ark_dist.core.errors import ArkError, StallError, TaskError
 from ark_dist.core.plan import ARENAS, Plan
 from ark_dist.core.settings import Settings
-from ark_dist.core.view import View
 from ark_dist.kernels.emit import Tables, emit_cuda
 from ark_dist.kernels.text import SHARED_BYTES, shared_layout
 from ark_dist.launch.devices.commands import CommandRing
-from ark_dist.launch.devices.gpu import HOST_BLOCKS, THREADS, Blocks, first_failure, make_blocks
+from ark_dist.launch.devices.cuda_memory import (
+    CudaArenas,
+    allocate_arenas,
+    allocate_blocks,
+    fill_arenas,
+)
+from ark_dist.launch.devices.cupy_gpu import SPIN_S, Gpu, GpuFaultError, gpu_properties, nap
+from ark_dist.launch.devices.gpu import (
+    THREADS,
+    TRACE_ROWS,
+    Blocks,
+    GpuClock,
+    first_failure,
+    make_blocks,
+    trace_events,
+)
 from ark_dist.launch.devices.report import failure_text, stall_text
 from ark_dist.launch.machine import Command
-from ark_dist.launch.memory import POISON, Arenas, reset_state
+from ark_dist.launch.memory import Arenas
 from ark_dist.launch.nvrtc import compile_cuda
+from ark_dist.launch.trace import add_to_trace_file
 
-# How long the host sleeps between two looks at the completion word, once it has looked often.
-POLL_S, SPIN_POLLS = 20e-6, 2000
 # How long a stopped kernel may take to leave its loops.
 EXIT_S = 10.0
-# Where cubins of one architecture run, by compute capability.
-ARCHS = {8: "sm_80", 9: "sm_90a", 10: "sm_100a"}
+# How often a wait asks CUDA whether the kernel is still there.
+LOOK_S = 1e-3
+# The kernel's own watchdog names what holds it up. The host's comes later: it is for kernels that
+# can't, because all workers compute, or none ever started.
+HOST_LIMITS, LOOKS_PER_LIMIT = 1.5, 8
+
+Progress = tuple[int, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class GpuProperties:
-    """What planning needs to know about a GPU."""
-
-    name: str
-    arch: str
-    worker_count: int
-
-
-def gpu_properties(gpu_id: int) -> GpuProperties:
-    """Ask for a GPU's properties.
-
-    Raises:
-        DeviceNotFoundError: cupy or the GPU is missing, or is too old or too new.
-    """
-    cupy = _cupy()
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise DeviceNotFoundError(f"device 'cuda': {error}; use device='cpu'") from None
-    if not 0 <= gpu_id < count:
-        raise DeviceNotFoundError(
-            f"device 'cuda': GPU {gpu_id} is not one of the {count} there are"
-        )
-    found = cupy.cuda.runtime.getDeviceProperties(gpu_id)
-    major = int(found["major"])
-    if major not in ARCHS:
-        raise DeviceNotFoundError(
-            f"device 'cuda': GPU {gpu_id} has compute capability {major}.{found['minor']}; "
-            f"{', '.join(f'{m}.x' for m in ARCHS)} work"
-        )
-    return GpuProperties(found["name"].decode(), ARCHS[major], int(found["multiProcessorCount"]))
-
-
-def has_gpu() -> bool:
-    """Whether there is a GPU that plans can be made for."""
-    if importlib.util.find_spec("cupy") is None:
-        return False
-    try:
-        gpu_properties(0)
-    except DeviceNotFoundError:
-        return False
-    return True
-
-
-def _cupy() -> Any:  # noqa: ANN401  # cupy has no types
-    try:
-        import cupy
-    except ImportError as error:
-        raise DeviceNotFoundError(
-            f"device 'cuda' needs cupy ({error}); pip install \"ark_dist[cuda12]\" or "
-            '"ark_dist[cuda13]", or use device="cpu"'
-        ) from None
-    return cupy
-
-
-@dataclass(frozen=True, slots=True)
-class CudaArenas(Arenas):
-    """Arenas in a GPU's memory; only copies reach them while the kernel is resident."""
-
-    bases: dict[str, Any]
-    stream: Any
-
-    def address(self, arena: str) -> int:
-        """Where the arena starts, on the GPU."""
-        return int(self.bases[arena].ptr)
-
-    def buffer(self, buffer_id: int) -> Array:
-        """A copy of a buffer in the host's memory."""
-        buffer = self.plan.buffers[buffer_id]
-        data = np.empty(buffer.shape, buffer.dtype.numpy)
-        if data.nbytes:
-            self._place(buffer_id).copy_to_host_async(data.ctypes.data, data.nbytes, self.stream)
-            self.stream.synchronize()
-        return data
-
-    def write(self, view: View, value: Array) -> None:
-        """Store an array of the view's shape and dtype; what is between strides stays."""
-        buffer = self.plan.buffers[view.buffer]
-        if view.is_contiguous and view.offset == 0 and view.shape == buffer.shape:
-            self.store(view.buffer, value)
-            return
-        whole = self.buffer(view.buffer)
-        flat = whole.reshape(-1)[view.offset :]
-        steps = tuple(s * flat.itemsize for s in view.strides)
-        np.lib.stride_tricks.as_strided(flat, view.shape, steps)[...] = value
-        self.store(view.buffer, whole)
-
-    def store(self, buffer_id: int, data: Array) -> None:
-        """Fill a buffer from an array of its shape and dtype."""
-        array = np.ascontiguousarray(data)
-        if array.nbytes:
-            self._place(buffer_id).copy_from_host_async(
-                array.ctypes.data, array.nbytes, self.stream
-            )
-            self.stream.synchronize()
-
-    def _place(self, buffer_id: int) -> Any:  # noqa: ANN401  # a cupy pointer
-        place = self.plan.places[buffer_id]
-        return self.bases[place.arena] + place.offset
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Running:
-    """A resident kernel and the memory it shares with the host."""
+    """A resident kernel, and what the host knows of it.
 
-    blocks: Blocks
-    memory: dict[str, Any]
-    ring: CommandRing
+    Attributes:
+        arenas, blocks, ring: its memory.
+        clock: what the GPU's clock showed when; None until it has started.
+        progress: how far it was at `progress_at`, in seconds of the monotonic clock.
+        look_at: when to look at that again.
+        aborted_at: when it was first seen that it is to end.
+    """
+
     arenas: CudaArenas
+    blocks: Blocks
+    ring: CommandRing
+    clock: GpuClock | None = None
+    progress: Progress | None = None
+    progress_at: float = 0.0
+    look_at: float = 0.0
+    aborted_at: float | None = None
+
+    def word(self, name: str) -> int:
+        """A word that the kernel writes into the host's memory."""
+        return int(self.arenas.words["host"][name][0])
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """A copy of one of the kernel's blocks."""
+        return self.arenas.block(name, self.blocks.arrays[name])
+
+    def abort(self) -> None:
+        """Let the kernel end; the abort word comes first in its record."""
+        self.arenas.gpu.store_word(self.arenas.blocks["control"], abi.HOST_ABORT)
+
+    def leaves(self) -> bool:
+        """Whether the kernel exits within `EXIT_S` seconds."""
+        began = time.monotonic()
+        while not self.arenas.gpu.has_exited():
+            waited_s = time.monotonic() - began
+            if waited_s > EXIT_S:
+                return False
+            nap(waited_s)
+        return True
+
+    def stop(self) -> bool:
+        """Ask the kernel to leave; whether it does. The clocks are compared once more."""
+        is_idle = self.ring.completed == self.ring.posted
+        if not is_idle:
+            self.abort()
+        self.ring.post_exit()
+        began = time.monotonic()
+        while is_idle and not self.word("exited_ns"):
+            # It sees the command within microseconds: this is no place to sleep.
+            if time.monotonic() - began > SPIN_S:
+                return self.leaves()
+        if is_idle and self.clock is not None:
+            self.clock = self.clock.through(self.word("exited_ns"), time.monotonic_ns())
+        return self.leaves()
+
+
+@dataclass(slots=True, eq=False)
+class _Program:
+    """A program that is loaded: its code, and its kernel while that is resident."""
+
+    gpu: Gpu
+    path: str
+    module: Any
+    function: Any
+    tables: Tables
+    shared_bytes: int
+    running: _Running | None = None
 
 
 class CudaDevice:
     """One GPU's persistent kernel: one CTA per streaming multiprocessor."""
 
     def __init__(self, plan: Plan, settings: Settings, gpu_id: int = 0) -> None:
-        """Take a plan made for a GPU."""
+        """Take a plan made for a GPU; `settings.trace_path` turns tracing on."""
         if plan.target.kind != "cuda":
             raise ValueError(
                 f"program {plan.name!r} was planned for {plan.target.kind!r}, not for 'cuda'; "
                 "plan the graph again for this device"
             )
-        found = gpu_properties(gpu_id)
+        self._properties = found = gpu_properties(gpu_id)
         if plan.target.arch != found.arch or plan.target.worker_count > found.worker_count:
             raise ValueError(
                 f"program {plan.name!r} was planned for {plan.target.worker_count} workers of "
@@ -166,151 +143,184 @@ class CudaDevice:
             )
         self.plan = plan
         self._settings = settings
-        self._cupy = _cupy()
-        self._gpu = self._cupy.cuda.Device(gpu_id)
-        self._tables: Tables | None = None
-        self._module: Any = None
-        self._shared_bytes = 0
-        self._running: _Running | None = None
-        with self._gpu:
-            self._kernel_stream = self._cupy.cuda.Stream(non_blocking=True)
-            self._copy_stream = self._cupy.cuda.Stream(non_blocking=True)
-        self._end: weakref.finalize[..., CudaDevice] | None = None
+        self._gpu_id = gpu_id
+        self._trace_rows = TRACE_ROWS if settings.trace_path else 0
+        self._gpu: Gpu | None = None
+        self._program: _Program | None = None
 
     def compile(self, on_compile: Callable[[Path], None]) -> None:
         """Emit the source, compile it or take it from the cache, and load it."""
-        source, self._tables = emit_cuda(self.plan)
-        arch = self.plan.target.arch
-        layout = shared_layout(arch, self._tables.shared_bytes, self._tables.has_stream)
-        assert layout.bytes <= SHARED_BYTES[arch]
-        self._shared_bytes = layout.bytes
+        source, tables = emit_cuda(self.plan)
+        arch, workers = self.plan.target.arch, self.plan.target.worker_count
+        shared_bytes = shared_layout(arch, tables.shared_bytes, tables.has_stream).bytes
+        assert shared_bytes <= SHARED_BYTES[arch]
         binary, _ = compile_cuda(source, arch=arch, settings=self._settings, on_compile=on_compile)
-        with self._gpu:
-            path = str(binary.path)
-            self._module = self._cupy.RawModule(path=path, enable_cooperative_groups=True)
+        if self._program is not None:
+            return  # the same plan is the same program
+        gpu, path = self._opened("compile"), str(binary.path)
+        module = gpu.load(path)
+        # Finding the function loads it: CUDA puts that off, and must not when a kernel is resident.
+        function = gpu.function(module, "ark_kernel", shared_bytes)
+        room = gpu.ctas_per_sm(function, THREADS, shared_bytes) * self._properties.worker_count
+        if room < workers:
+            raise ArkError(
+                f"program {self.plan.name!r}: {workers} blocks of {THREADS} threads and "
+                f"{shared_bytes} bytes of shared memory were planned, GPU {gpu.id} takes {room} "
+                "at once; use fewer workers"
+            )
+        self._program = _Program(gpu, path, module, function, tables, shared_bytes)
+        weakref.finalize(self, _drop, os.getpid(), self._program)
+
+    def _opened(self, call: str) -> Gpu:
+        if self._gpu is None:
+            self._gpu = Gpu(self._gpu_id)
+        self._gpu.require_none_resident(call, self.plan.name)
+        return self._gpu
 
     def allocate(self) -> Arenas:
-        """Allocate the arenas on the GPU, poison and fill them."""
-        sizes = dict(zip(ARENAS, self.plan.arena_bytes, strict=True))
-        with self._gpu:
-            bases = {name: self._cupy.cuda.alloc(max(size, 1)) for name, size in sizes.items()}
-            bases["activations"].memset_async(
-                POISON, max(sizes["activations"], 1), self._copy_stream
-            )
-        arenas = CudaArenas(self.plan, {}, bases, self._copy_stream)
-        for buffer in self.plan.buffers:
-            if buffer.kind == "output":
-                poison = bytes([POISON]) * buffer.size_bytes
-                arenas.store(buffer.id, as_array(poison, buffer.dtype, buffer.shape))
-        reset_state(arenas, kinds=("constant", "state"))
+        """Allocate all that the program ever needs on the GPU, poison and fill the arenas."""
+        gpu = self._opened("compile")
+        bases = allocate_arenas(self.plan, gpu)
+        blocks = self._blocks({name: int(base.ptr) for name, base in bases.items()})
+        arenas = allocate_blocks(self.plan, gpu, bases, blocks)
+        fill_arenas(arenas)
         return arenas
 
+    def _blocks(self, addresses: dict[str, int]) -> Blocks:
+        assert self._program is not None
+        tables = self._program.tables
+        return make_blocks(self.plan, tables, addresses, self._settings, self._trace_rows)
+
     def start(self, arenas: Arenas) -> None:
-        """Launch the kernel: from now on it holds the GPU."""
-        assert self._tables is not None and isinstance(arenas, CudaArenas)
-        addresses = {name: arenas.address(name) for name in ARENAS}
-        blocks = make_blocks(self.plan, self._tables, addresses, self._settings, 0)
-        with self._gpu:
-            memory = self._place(blocks)
-            arrays = blocks.arrays
-            ring = CommandRing(self.plan, self._tables, arrays["host"], arrays["host_commands"])
-            self._running = _Running(blocks, memory, ring, arenas)
-            kernel = self._module.get_function("ark_kernel")
-            kernel.max_dynamic_shared_size_bytes = self._shared_bytes
-            with self._kernel_stream:
-                grid = (self.plan.target.worker_count,)
-                kernel(grid, (THREADS,), (), shared_mem=self._shared_bytes)
-        self._end = weakref.finalize(self, _end_kernel, self._running, self._copy_stream)
+        """Launch the kernel: from now on it holds its multiprocessors."""
+        assert self._program is not None and isinstance(arenas, CudaArenas)
+        program, workers = self._program, self.plan.target.worker_count
+        if program.running is not None:
+            # It did not leave when it was told to: it may have done so since.
+            self.stop()
+        gpu = program.gpu
+        gpu.require_room("launch", self.plan.name, workers, self._properties.worker_count)
+        blocks = self._blocks({name: arenas.address(name) for name in ARENAS})
+        record = blocks.launch_record(arenas.place(blocks))
+        gpu.copy_in(gpu.constant(program.module, "ark_kernel_launch"), record)
+        words = arenas.words
+        ring = CommandRing(self.plan, program.tables, words["host"], words["host_commands"])
+        # Before the launch: Ctrl-C must not leave a kernel that nobody knows of.
+        program.running = _Running(arenas, blocks, ring)
+        gpu.hold(program, self.plan.name, workers)
+        with self._forgetting_faults():
+            gpu.launch(program.function, workers, THREADS, program.shared_bytes)
+            self._await_start(program.running)
 
-    def _place(self, blocks: Blocks) -> dict[str, Any]:
-        """Copy the blocks where the kernel finds them, and tell it where that is."""
-        memory: dict[str, Any] = {}
-        addresses: dict[str, int] = {}
-        for name, array in list(blocks.arrays.items()):
-            if name in HOST_BLOCKS:
-                memory[name] = self._cupy.cuda.alloc_pinned_memory(array.nbytes)
-                pinned = np.frombuffer(memory[name], array.dtype, array.size)
-                pinned[...] = array.reshape(-1)
-                blocks.arrays[name] = pinned
-            else:
-                memory[name] = self._cupy.cuda.alloc(array.nbytes)
-                self._to_gpu(memory[name], array)
-            addresses[name] = int(memory[name].ptr)
-        self._to_gpu(self._module.get_global("ark_kernel_launch"), blocks.launch_record(addresses))
-        return memory
-
-    def _to_gpu(self, pointer: Any, array: npt.NDArray[Any]) -> None:  # noqa: ANN401
-        pointer.copy_from_host_async(array.ctypes.data, array.nbytes, self._copy_stream)
-        self._copy_stream.synchronize()
+    def _await_start(self, running: _Running) -> None:
+        """Wait until the kernel is there, and compare the clocks."""
+        began = time.monotonic()
+        while not running.word("started_ns"):
+            waited_s = time.monotonic() - began
+            if running.arenas.gpu.has_exited() or waited_s > self._settings.timeout_s:
+                running.abort()
+                raise StallError(
+                    f"rank {self.plan.rank}: the kernel did not start within "
+                    f"{self._settings.timeout_s:g} s; what else runs on GPU {self._gpu_id} "
+                    "(nvidia-smi tells) holds its multiprocessors: end that, or use fewer workers"
+                )
+            nap(waited_s)
+        running.clock = GpuClock(running.word("started_ns"), time.monotonic_ns())
 
     def post(self, command: Command) -> None:
         """Write the command into the ring, once there is room, and let the kernel see it."""
-        assert self._running is not None
-        ring = self._running.ring
-        if ring.is_full:
-            self._await(ring.oldest, float("inf"))
-            ring.collect()
-        ring.post(command)
+        running = self._resident
+        if running.ring.is_full:
+            self._await(running, running.ring.oldest, float("inf"))
+            running.ring.collect()
+        running.progress = None
+        running.ring.post(command)
 
     def wait(self, timeout_s: float) -> list[int]:
         """Block until all commands are done."""
-        assert self._running is not None
-        ring = self._running.ring
-        self._await(ring.posted, timeout_s)
-        return ring.take_results()
+        running = self._resident
+        self._await(running, running.ring.posted, timeout_s)
+        return running.ring.take_results()
 
-    def _await(self, sequence: int, timeout_s: float) -> None:
-        assert self._running is not None
-        ring = self._running.ring
-        deadline = time.monotonic() + timeout_s
-        polls = 0
-        while ring.completed < sequence:
-            polls += 1
-            if polls < SPIN_POLLS:
-                continue
-            if self._kernel_stream.done:
-                raise self._failure()
-            if time.monotonic() > deadline:
+    @property
+    def _resident(self) -> _Running:
+        assert self._program is not None and self._program.running is not None
+        return self._program.running
+
+    def _await(self, running: _Running, sequence: int, timeout_s: float) -> None:
+        began = time.monotonic()
+        look_at = began + LOOK_S
+        while running.ring.completed < sequence:
+            now = time.monotonic()
+            if now >= look_at:
+                look_at = now + LOOK_S
+                self._look(running, now)
+            if now - began >= timeout_s:
                 raise TimeoutError(
                     f"program {self.plan.name!r} is still running after {timeout_s} s; "
                     "wait again, or stop it"
                 )
-            time.sleep(POLL_S)
+            nap(now - began)
+
+    def _look(self, running: _Running, now: float) -> None:
+        """Raise what ended the kernel, or StallError if it gets on no more."""
+        limit_s = self._settings.timeout_s
+        with self._forgetting_faults():
+            has_exited = running.arenas.gpu.has_exited()
+        if has_exited:
+            raise self._failure(running)
+        if now < running.look_at:
+            return
+        running.look_at = now + limit_s / LOOKS_PER_LIMIT
+        statuses = running.read("statuses")
+        if int(running.read("control")["abort"][0]) != abi.RUNNING:
+            running.aborted_at = running.aborted_at or now
+            if now - running.aborted_at > EXIT_S:
+                raise self._stuck(statuses)
+            return
+        steps = statuses[["turn", "task", "method"]].tobytes()
+        if running.progress != (running.ring.completed, steps):
+            running.progress, running.progress_at = (running.ring.completed, steps), now
+        elif now - running.progress_at > HOST_LIMITS * limit_s:
+            raise self._stalled(running, statuses)
+
+    def _stalled(self, running: _Running, statuses: npt.NDArray[Any]) -> StallError:
+        """End a kernel whose own watchdog says nothing."""
+        running.abort()
+        text = stall_text(self.plan, statuses, limit_s=self._settings.timeout_s)
+        if not running.leaves():
+            return StallError(f"{text}; then {self._stuck(statuses)}")
+        self._release(running)
+        return StallError(text)
+
+    def _stuck(self, statuses: npt.NDArray[Any]) -> StallError:
+        """For a kernel that does not leave: its memory is kept, since it may still write to it."""
+        return StallError(
+            f"rank {self.plan.rank}: the kernel did not exit within {EXIT_S:.0f} s; "
+            f"{stall_text(self.plan, statuses)}"
+        )
 
     def abort(self) -> None:
         """End the kernel at once; a wait() in another thread raises then."""
-        running = self._running
+        running = self._program.running if self._program is not None else None
         if running is not None:
-            _abort(running, self._copy_stream)
+            running.abort()
 
     def stop(self) -> None:
         """Let the kernel exit; commands that are not done are dropped."""
-        if self._running is None:
+        running = self._program.running if self._program is not None else None
+        if running is None:
             return
-        running = self._running
-        if running.ring.completed < running.ring.posted:
-            _abort(running, self._copy_stream)
-        running.ring.post_exit()
-        deadline = time.monotonic() + EXIT_S
-        while not self._kernel_stream.done:
-            if time.monotonic() > deadline:
-                statuses = self._read("statuses")
-                raise StallError(
-                    f"rank {self.plan.rank}: the kernel did not exit within {EXIT_S:.0f} s; "
-                    f"{stall_text(self.plan, statuses)}"
-                )
-            time.sleep(POLL_S)
-        assert self._end is not None
-        self._end.detach()
-        self._running = None
+        with self._forgetting_faults():
+            if not running.stop():
+                raise self._stuck(running.read("statuses"))
+            self._release(running)
 
-    def _failure(self) -> ArkError:
+    def _failure(self, running: _Running) -> ArkError:
         """Why the kernel exited by itself."""
-        control, statuses = self._read("control"), self._read("statuses")
-        failures = self._read("failures")
-        assert self._end is not None
-        self._end.detach()
-        self._running = None
+        control, statuses = running.read("control"), running.read("statuses")
+        failures = running.read("failures")
+        self._release(running)
         reason = int(control["abort"][0])
         if reason == abi.TASK_FAILED:
             return TaskError(failure_text(self.plan, first_failure(failures)))
@@ -319,23 +329,44 @@ class CudaDevice:
             return StallError(stall_text(self.plan, statuses, limit_s=limit_s))
         return ArkError(f"rank {self.plan.rank}: the kernel was aborted")
 
-    def _read(self, name: str) -> npt.NDArray[Any]:
-        """A copy of one of the kernel's blocks."""
-        assert self._running is not None
-        array = np.empty_like(self._running.blocks.arrays[name])
-        pointer = self._running.memory[name]
-        pointer.copy_to_host_async(array.ctypes.data, array.nbytes, self._copy_stream)
-        self._copy_stream.synchronize()
-        return array
+    @contextmanager
+    def _forgetting_faults(self) -> Iterator[None]:
+        """After a fault there is no kernel that could be stopped, nor memory to read."""
+        try:
+            yield
+        except GpuFaultError:
+            self._forget()
+            raise
+
+    def _forget(self) -> None:
+        assert self._program is not None
+        self._program.running = None
+        self._program.gpu.release(self._program)
+
+    def _release(self, running: _Running) -> None:
+        """Forget a kernel that has exited, and write its trace."""
+        self._forget()
+        path = self._settings.trace_path
+        if path is not None and running.clock is not None:
+            counts, traces = running.read("trace_counts"), running.read("traces")
+            add_to_trace_file(
+                path, self.plan, trace_events(self.plan, counts, traces, running.clock)
+            )
 
 
-def _abort(running: _Running, stream: Any) -> None:  # noqa: ANN401  # a cupy stream
-    """Set the abort word, which comes first in its record."""
-    word = np.array([abi.HOST_ABORT], np.uint32)
-    running.memory["control"].copy_from_host_async(word.ctypes.data, word.nbytes, stream)
-    stream.synchronize()
-
-
-def _end_kernel(running: _Running, stream: Any) -> None:  # noqa: ANN401  # a cupy stream
-    """End a kernel that nobody stopped."""
-    _abort(running, stream)
+def _drop(pid: int, program: _Program) -> None:
+    """End the kernel of a program that nobody stopped, and take its module back."""
+    running, has_left = program.running, False
+    if os.getpid() == pid:
+        try:
+            if running is not None:
+                running.abort()
+            has_left = running is None or running.leaves()
+        except ArkError:
+            pass  # after a fault nothing on this GPU can be used again
+    if not has_left:
+        # The kernel may still use the memory, or it belongs to the process that was forked.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(program))
+        return
+    program.gpu.release(program)
+    program.gpu.unload(program.path, program.module)

@@ -1,5 +1,6 @@
 """Run the CUDA source of a plan without a GPU, on fibers of one thread: to test it, not fast."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +13,20 @@ from ark_dist.core.view import Region
 from ark_dist.kernels.emit import Tables, emit_cuda
 from ark_dist.kernels.text import shared_layout
 from ark_dist.launch.devices.commands import CommandRing
-from ark_dist.launch.devices.gpu import READ_ONLY, Blocks, first_failure, make_blocks
+from ark_dist.launch.devices.gpu import (
+    READ_ONLY,
+    TRACE_ROWS,
+    Blocks,
+    GpuClock,
+    first_failure,
+    make_blocks,
+    trace_events,
+)
 from ark_dist.launch.devices.report import failure_text, stall_text
 from ark_dist.launch.emulation import Emulation, EmulationFault, Program, compile_emulated
 from ark_dist.launch.machine import Command
 from ark_dist.launch.memory import Arenas, allocate
+from ark_dist.launch.trace import add_to_trace_file
 
 
 class EmulatedDevice:
@@ -35,7 +45,7 @@ class EmulatedDevice:
 
         Args:
             plan: its target's kind is "cuda".
-            settings: compiler, cache and limits.
+            settings: compiler, cache and limits; `trace_path` turns tracing on.
             seed: decides the schedule.
             is_race_checked: check every access against races and the tasks' boxes.
             has_watchdog: let waits time out where nothing can go on, as they would on a GPU;
@@ -57,6 +67,7 @@ class EmulatedDevice:
         self._blocks: Blocks | None = None
         self._ring: CommandRing | None = None
         self._shared_bytes = 0
+        self._started_at_ns = 0
 
     def compile(self, on_compile: Callable[[Path], None]) -> None:
         """Emit the source and compile it with the emulation's runtime."""
@@ -89,7 +100,8 @@ class EmulatedDevice:
             watchdog=self._has_watchdog,
         )
         addresses = {name: arenas.address(name) for name in ARENAS}
-        blocks = make_blocks(self.plan, self._tables, addresses, self._settings, 0)
+        rows = TRACE_ROWS if self._settings.trace_path else 0
+        blocks = make_blocks(self.plan, self._tables, addresses, self._settings, rows)
         for name in ARENAS:
             is_writable = name not in ("weights", "constants")
             emulation.buffer(f"{name} arena", arenas.memory[name], is_writable=is_writable)
@@ -99,6 +111,7 @@ class EmulatedDevice:
         }
         emulation.constant("ark_kernel_launch", blocks.launch_record(placed))
         self._emulation, self._blocks = emulation, blocks
+        self._started_at_ns = time.monotonic_ns()
         arrays = blocks.arrays
         self._ring = CommandRing(self.plan, self._tables, arrays["host"], arrays["host_commands"])
         if self._is_race_checked:
@@ -140,18 +153,20 @@ class EmulatedDevice:
         if self._emulation is None or self._blocks is None:
             return
         assert self._ring is not None
-        emulation = self._emulation
+        emulation, blocks = self._emulation, self._blocks
         self._emulation = self._blocks = None
         self._ring.post_exit()
         has_exited = emulation.resume()
         emulation.close()
         if not has_exited:
             raise StallError(f"rank {self.plan.rank}: the kernel did not exit")
+        self._write_trace(blocks)
 
     def _failure(self) -> ArkError:
         """Why the kernel exited by itself."""
         assert self._blocks is not None and self._emulation is not None
         arrays = self._blocks.arrays
+        self._write_trace(self._blocks)
         self._emulation.close()
         self._emulation = self._blocks = None
         reason = int(arrays["control"]["abort"][0])
@@ -161,6 +176,15 @@ class EmulatedDevice:
             limit_s = self._settings.timeout_s
             return StallError(stall_text(self.plan, arrays["statuses"], limit_s=limit_s))
         return ArkError(f"rank {self.plan.rank}: the kernel was aborted")
+
+    def _write_trace(self, blocks: Blocks) -> None:
+        """Times are the emulation's virtual ones, counted from when the kernel was made."""
+        path = self._settings.trace_path
+        if path is not None:
+            arrays = blocks.arrays
+            clock = GpuClock(int(arrays["host"]["started_ns"][0]), self._started_at_ns)
+            events = trace_events(self.plan, arrays["trace_counts"], arrays["traces"], clock)
+            add_to_trace_file(path, self.plan, events)
 
     def _declare_boxes(self, arenas: Arenas) -> None:
         for number, method in enumerate(self.plan.methods):

@@ -1,4 +1,4 @@
-"""What the CUDA device and its emulation share: the blocks of memory a kernel starts with."""
+"""What the CUDA device and its emulation share: blocks that a kernel starts with, and traces."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from ark_dist.core import abi
 from ark_dist.core.plan import ARENAS, Plan
 from ark_dist.core.settings import Settings
 from ark_dist.kernels.emit import Tables
+from ark_dist.launch.trace import TraceEvent
 
 Memory = npt.NDArray[np.void]
 # ARK_THREADS in kernels/device/shared.h.
@@ -17,6 +18,10 @@ THREADS = 288
 # Nanoseconds of a longer limit do not fit 63 bits together with the clock.
 MAX_TIMEOUT_S = 1e9
 NEVER = 1 << 62
+# Tasks that a trace keeps per worker: the last ones; a power of 2.
+TRACE_ROWS = 1 << 14
+# How much faster one of two clocks may be.
+DRIFT = 1e-4
 # Blocks that the kernel only reads.
 READ_ONLY = ("tasks", "params", "operands", "waits", "queues", "methods", "streams", "segments")
 # Blocks in the host's memory, which both sides reach.
@@ -99,3 +104,41 @@ def first_failure(failures: Memory) -> np.void:
     pending = np.flatnonzero(failures["state"])
     first: np.void = failures[min(pending, key=lambda w: (int(failures[w]["turn"]), int(w)))]
     return first
+
+
+@dataclass(frozen=True, slots=True)
+class GpuClock:
+    """A line through two looks at a GPU's clock and the host's monotonic clock, in nanoseconds.
+
+    A look is late by some microseconds, or by the length of a nap. So the line's slope is kept near
+    1: clocks are exact to some 10 us per second. Where there was only one look it is 1.
+    """
+
+    gpu_ns: int
+    host_ns: int
+    host_per_gpu: float = 1.0
+
+    def through(self, gpu_ns: int, host_ns: int) -> "GpuClock":
+        """The line through a second look."""
+        rate = (host_ns - self.host_ns) / max(gpu_ns - self.gpu_ns, 1)
+        rate = min(max(rate, 1 - DRIFT), 1 + DRIFT)
+        return GpuClock(self.gpu_ns, self.host_ns, rate)
+
+    def host(self, gpu_ns: int) -> int:
+        """The host's time of a moment on the GPU."""
+        return self.host_ns + round((gpu_ns - self.gpu_ns) * self.host_per_gpu)
+
+
+def trace_events(plan: Plan, counts: Memory, traces: Memory, clock: GpuClock) -> list[TraceEvent]:
+    """The last tasks of every worker, oldest first; `traces` has as many rows for each."""
+    workers = plan.target.worker_count
+    row_count = len(traces) // workers
+    events = []
+    for worker in range(workers):
+        count = int(counts["value"][worker])
+        for number in range(max(0, count - row_count), count):
+            row = traces[worker * row_count + number % row_count]
+            times = (clock.host(int(row[name])) for name in ("wait_begin", "start", "end"))
+            ids = (int(row[name]) for name in ("method", "task", "turn"))
+            events.append(TraceEvent(worker, *ids, *times))
+    return events

@@ -126,6 +126,7 @@ GPU_FN T* gpu_global(T* p) {
   return p;
 }
 GPU_FN uint32_t gpu_thread() { return emu_thread(); }
+GPU_FN uint32_t gpu_kernel_thread() { return emu_thread(); }
 GPU_FN uint32_t gpu_block() { return emu_block(); }
 GPU_FN uint32_t gpu_grid() { return emu_grid(); }
 GPU_FN uint32_t gpu_lane() { return emu_thread() % GPU_WARP; }

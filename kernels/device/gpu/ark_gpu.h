@@ -22,6 +22,7 @@ GPU_FN void gpu_set_max_registers_inc() {
 #endif
 }
 
-// The emulation checks that a task touches only what it declared.
-GPU_FN void gpu_task_begin(uint32_t, uint32_t) {}
+// The emulation checks that a task touches only what it declared. Here the thread's number is read
+// once for all of the task.
+GPU_FN void gpu_task_begin(uint32_t, uint32_t) { asm volatile("" ::"r"(gpu_thread())); }
 GPU_FN void gpu_task_end() {}

@@ -60,11 +60,21 @@ GPU_FN T* gpu_global(T* p) {
 GPU_FN uint64_t gpu_global_address(const void* p) { return __cvta_generic_to_global(p); }
 GPU_FN uint32_t gpu_shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
-GPU_FN uint32_t gpu_thread() { return threadIdx.x; }
+// The compiler must not see where this comes from: it would take what tasks work out from it before
+// all of them, and keep it in registers as long as the kernel runs. An asm statement stays within
+// its branch.
+GPU_FN uint32_t gpu_thread() {
+  uint32_t thread;
+  asm("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  __builtin_assume(thread < 1024);
+  return thread;
+}
+// The same for the code around the tasks: an asm statement there would serve the tasks too.
+GPU_FN uint32_t gpu_kernel_thread() { return threadIdx.x; }
 GPU_FN uint32_t gpu_block() { return blockIdx.x; }
 GPU_FN uint32_t gpu_grid() { return gridDim.x; }
-GPU_FN uint32_t gpu_lane() { return threadIdx.x % GPU_WARP; }
-GPU_FN uint32_t gpu_warp() { return threadIdx.x / GPU_WARP; }
+GPU_FN uint32_t gpu_lane() { return gpu_thread() % GPU_WARP; }
+GPU_FN uint32_t gpu_warp() { return gpu_thread() / GPU_WARP; }
 
 // Memory that is used once need not push other data out of L2.
 GPU_FN uint64_t gpu_evict_first() {
