@@ -1,23 +1,15 @@
 """Attention on an emulated GPU agrees with float64, and its code is what it was written for."""
 
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from ark_dist.core.builder import GraphBuilder, Value
-from ark_dist.core.errors import CompilerNotFoundError, TaskError
 from ark_dist.core.graph import Graph
 from ark_dist.core.op import AttrValue
-from ark_dist.core.settings import read_settings
-from ark_dist.core.target import wide_target
-from ark_dist.kernels.emit import emit_cuda
-from ark_dist.launch import nvrtc, sass
-from ark_dist.scheduler.plan import PlanOptions, make_plan
 from tests.emulated import emulated, gpu_plan
 from tests.operator_formulas import EPSILON
-from tests.running import strided
 from tests.test_attention import Added, Case, add, formula
 
 ARCHS = ("sm_80", "sm_90a", "sm_100a")

@@ -51,7 +51,7 @@ GPU_KERNEL(words, 384) {
   gpu_add_release_system(w + 12, 1);
   gpu_fence();
   gpu_fence_system();
-  if (gpu_thread() == 0) {
+  if (gpu_kernel_thread() == 0) {
     int result = gpu_wait(w, 3, abort, 1000);
     result += gpu_wait_system(w + 1, 4, abort, 1000) + gpu_wait_host(w + 2, 5, abort);
     h[6] = uint32_t(result);

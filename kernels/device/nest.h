@@ -8,12 +8,12 @@ struct ark_nest {
 
   GPU_FN explicit ark_nest(const ark_call& call) : extents(call.params + 1) {}
 
-  GPU_FN int64_t extra(int i) const { return extents[DIMS + DIMS * OPERANDS + i]; }
+  GPU_FN int64_t extra(int i) const { return ark_param(extents + DIMS + DIMS * OPERANDS + i); }
 
   GPU_FN uint32_t count() const {
     uint32_t product = 1;
 #pragma unroll
-    for (int d = 0; d < DIMS; ++d) product *= uint32_t(extents[d]);
+    for (int d = 0; d < DIMS; ++d) product *= uint32_t(ark_param(extents + d));
     return product;
   }
 
@@ -25,13 +25,13 @@ struct ark_nest {
     for (int d = DIMS - 1; d >= 0; --d) {
       uint32_t index = position;
       if (d > 0) {
-        const uint32_t extent = uint32_t(extents[d]);
+        const uint32_t extent = uint32_t(ark_param(extents + d));
         position /= extent;
         index -= position * extent;
       }
 #pragma unroll
       for (int k = 0; k < OPERANDS; ++k)
-        offset[k] += int64_t(index) * extents[DIMS + d * OPERANDS + k];
+        offset[k] += int64_t(index) * ark_param(extents + DIMS + d * OPERANDS + k);
     }
   }
 };

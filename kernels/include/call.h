@@ -14,10 +14,20 @@ struct ark_call {
 #endif
 };
 
+// One of a task's integers. No store changes them, which a GPU's compiler has to be told.
+ARK_FN int64_t ark_param(const int64_t* at) {
+#if defined(ARK_GPU)
+  return gpu_load_readonly(at);
+#else
+  return *at;
+#endif
+}
+
 template <class T>
 ARK_FN T* ark_operand(const ark_call& call, int operand) {
 #if defined(ARK_GPU)
-  return gpu_global(static_cast<T*>(call.operands[operand]));
+  const uint64_t* addresses = reinterpret_cast<const uint64_t*>(call.operands);
+  return gpu_global_pointer<T>(gpu_load_readonly(addresses + operand));
 #else
   return static_cast<T*>(call.operands[operand]);
 #endif

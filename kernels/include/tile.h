@@ -16,9 +16,9 @@ struct ark_tile {
   ARK_FN ark_tile(const ark_call& call, int operand, int first)
       : data(ark_operand<T>(call, operand)), meta(call.params + first) {}
 
-  ARK_FN int64_t start(int d) const { return meta[d]; }
-  ARK_FN int64_t size(int d) const { return meta[DIMS + d]; }
-  ARK_FN int64_t stride(int d) const { return meta[2 * DIMS + d]; }
+  ARK_FN int64_t start(int d) const { return ark_param(meta + d); }
+  ARK_FN int64_t size(int d) const { return ark_param(meta + DIMS + d); }
+  ARK_FN int64_t stride(int d) const { return ark_param(meta + 2 * DIMS + d); }
 
   // Elements in all dimensions.
   ARK_FN int64_t count() const {

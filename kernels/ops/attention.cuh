@@ -200,7 +200,8 @@ template <class T, int DEPTH, int WIDTH>
 struct ark_attention_registers {
   static constexpr int depth_parts = (DEPTH + 31) / 32, width_parts = (WIDTH + 63) / 64;
   int lane;
-  gpu_vec4 query[depth_parts], key[2][depth_parts], value[width_parts][4];
+  gpu_vec4* query;  // of this warp, in shared memory: lane by lane
+  gpu_vec4 key[2][depth_parts], value[width_parts][4];
 
   ARK_FN void read_row(gpu_vec4 (&to)[depth_parts], const T* row, bool is_there) const {
     const int at = lane % 4 * 8;
@@ -211,7 +212,10 @@ struct ark_attention_registers {
 
   ARK_FN void read_queries(const ark_attention_operands<T>& from, const ark_attention_rows& rows) {
     const int row = lane / 4;
-    read_row(query, from.query_at(rows, row < rows.count ? row : 0), row < rows.count);
+    gpu_vec4 held[depth_parts];
+    read_row(held, from.query_at(rows, row < rows.count ? row : 0), row < rows.count);
+#pragma unroll
+    for (int i = 0; i < depth_parts; ++i) query[i * int(GPU_WARP) + lane] = held[i];
   }
   // 16 keys from `first` on.
   ARK_FN void read_keys(const ark_attention_operands<T>& from, int first, int most) {
@@ -236,7 +240,7 @@ struct ark_attention_registers {
   ARK_FN void multiply_keys(float (&scores)[4]) const {
 #pragma unroll
     for (int i = 0; i < depth_parts; ++i) {
-      const gpu_vec4 &a = key[0][i], &b = key[1][i], &q = query[i];
+      const gpu_vec4 &a = key[0][i], &b = key[1][i], q = query[i * int(GPU_WARP) + lane];
       const uint32_t first[4] = {a.x, b.x, a.y, b.y}, second[4] = {a.z, b.z, a.w, b.w};
       ark_attention_product<T>(scores, first, q.x, q.y);
       ark_attention_product<T>(scores, second, q.z, q.w);
@@ -295,6 +299,9 @@ ARK_FN void ark_attention_few(float* scratch, const ark_attention_operands<T>& f
   const auto place = [&](int unit) { return unit < units ? blocks.place<16>(unit) : most; };
   registers held;
   held.lane = lane;
+  held.query = reinterpret_cast<gpu_vec4*>(
+                   scratch + int(ARK_WARPS) * 8 * ark_attention_line(WIDTH)) +
+               warp * registers::depth_parts * int(GPU_WARP);
   ark_attention_row states[2] = {{rows.seen(2 * t)}, {rows.seen(2 * t + 1)}};
   float sums[tiles][4] = {};
   held.read_queries(from, rows);
@@ -349,28 +356,24 @@ ARK_FN int ark_attention_lane(int row, int in_8, int odd) {
   return (row - in_8) * PITCH * 2 + ark_swizzled<PITCH>(in_8, odd);
 }
 
-// The chunks of 8 elements that a thread copies of rows of WIDTH elements: f(row, chunk) for its
-// rows, chunk being the same in all. Where WIDTH is no power of 2 some threads have none.
-template <int WIDTH, int ROWS, class F>
-ARK_FN void ark_attention_each_chunk(int thread, const F& f) {
-  constexpr int per_row = ark_attention_pitch(WIDTH) / 8, step = int(ARK_CONSUMERS) / per_row;
+// Start bringing ROWS rows of WIDTH elements into shared memory: at(row) is where a row begins, or
+// null for zeros. A thread has the same chunk of 8 elements in all its rows; where WIDTH is no power
+// of 2 some threads have none.
+template <class T, int WIDTH, int ROWS, class At>
+ARK_FN void ark_attention_copy(int thread, char* to, const T* any, const At& at) {
+  constexpr int pitch = ark_attention_pitch(WIDTH), per_row = pitch / 8;
+  constexpr int step = int(ARK_CONSUMERS) / per_row;
+  static_assert(step % 8 == 0, "a thread's rows are swizzled alike");
   const int row = int(uint32_t(thread) / per_row), chunk = int(uint32_t(thread) % per_row);
-  if (per_row * 8 != WIDTH && chunk >= WIDTH / 8) return;
+  if (pitch != WIDTH && chunk >= WIDTH / 8) return;
+  char* const place = to + ark_swizzled<pitch>(row, chunk);
 #pragma unroll
-  for (int i = 0; i < (ROWS + step - 1) / step; ++i)
-    if (ROWS % step == 0 || row + i * step < ROWS) f(row + i * step, chunk);
-}
-
-// Start bringing a block of rows into shared memory; zeros from row `most` on.
-template <class T, int WIDTH>
-ARK_FN void ark_attention_copy(int thread, char* to, const T* from, int64_t row_stride, int first,
-                               int most) {
-  constexpr int pitch = ark_attention_pitch(WIDTH);
-  ark_attention_each_chunk<WIDTH, ARK_ATTENTION_KEYS>(thread, [&](int row, int chunk) {
-    const bool is_there = first + row < most;
-    const T* const line = from + (is_there ? first + row : 0) * row_stride;
-    gpu_copy16(to + ark_swizzled<pitch>(row, chunk), line + chunk * 8, is_there);
-  });
+  for (int i = 0; i < (ROWS + step - 1) / step; ++i) {
+    if (ROWS % step != 0 && row + i * step >= ROWS) break;
+    const T* const from = at(row + i * step);
+    gpu_copy16(place + i * step * pitch * 2, (from == nullptr ? any : from) + chunk * 8,
+               from != nullptr);
+  }
 }
 
 // Many rows: keys and values come through shared memory, one block while another is computed.
@@ -378,9 +381,10 @@ ARK_FN void ark_attention_copy(int thread, char* to, const T* from, int64_t row_
 template <class T, int ROWS, int DEPTH, int WIDTH>
 struct ark_attention_tiles {
   static constexpr int row_warps = ROWS / 16, parts = int(ARK_WARPS) / row_warps;
-  // A warp's keys of a block, and how many it takes at once: scores of more would take registers
-  // that others need.
-  static constexpr int keys = ARK_ATTENTION_KEYS / parts, keys_at_once = keys < 32 ? keys : 32;
+  // A warp's keys of a block, and how many it takes at once: with wide sums there are registers for
+  // the scores of few.
+  static constexpr int keys = ARK_ATTENTION_KEYS / parts;
+  static constexpr int keys_at_once = WIDTH > 64 ? 16 : keys < 32 ? keys : 32;
   static constexpr int tiles = keys_at_once / 8;
   static constexpr int key_pitch = ark_attention_pitch(DEPTH);
   static constexpr int value_pitch = ark_attention_pitch(WIDTH);
@@ -388,14 +392,23 @@ struct ark_attention_tiles {
   static constexpr int stage_bytes = key_bytes + ARK_ATTENTION_KEYS * value_pitch * 2;
   static_assert(tiles % 2 == 0, "16 keys at a time");
 
-  // Start bringing the query rows into shared memory; by all threads.
   ARK_FN static void copy_queries(int thread, char* to, const ark_attention_operands<T>& from,
                                   const ark_attention_rows& rows) {
-    ark_attention_each_chunk<DEPTH, ROWS>(thread, [&](int row, int chunk) {
-      const bool is_there = row < rows.count;
-      gpu_copy16(to + ark_swizzled<key_pitch>(row, chunk),
-                 from.query_at(rows, is_there ? row : 0) + chunk * 8, is_there);
+    ark_attention_copy<T, DEPTH, ROWS>(thread, to, from.query, [&](int row) -> const T* {
+      return row < rows.count ? from.query_at(rows, row) : nullptr;
     });
+  }
+  ARK_FN static void copy_block(int thread, char* to, const ark_attention_operands<T>& from,
+                                int first, int most) {
+    const auto row_of = [&](const T* data, int64_t stride) {
+      return [=](int row) -> const T* {
+        return first + row < most ? data + (first + row) * stride : nullptr;
+      };
+    };
+    ark_attention_copy<T, DEPTH, ARK_ATTENTION_KEYS>(thread, to, from.key,
+                                                     row_of(from.key, from.key_row));
+    ark_attention_copy<T, WIDTH, ARK_ATTENTION_KEYS>(thread, to + key_bytes, from.value,
+                                                     row_of(from.value, from.value_row));
   }
 
   ARK_FN static void multiply_keys(int lane, float (&scores)[tiles][4], const char* queries,
@@ -403,7 +416,7 @@ struct ark_attention_tiles {
     const int in_8 = lane % 8, second = lane / 8 % 2, third = lane / 16;
     const int rows = ark_attention_lane<key_pitch>(row0 + 8 * second + in_8, in_8, third);
     const int keys = ark_attention_lane<key_pitch>(key0 + 8 * third + in_8, in_8, second);
-#pragma unroll 2
+#pragma unroll 4
     for (int i = 0; i < DEPTH / 16; ++i) {
       uint32_t a[4];
       gpu_ldmatrix4(a, queries + (rows ^ 32 * i));
@@ -463,11 +476,8 @@ ARK_FN void ark_attention_many(float* scratch, const ark_attention_operands<T>& 
       gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
     }
     if (i + 1 < count) {
-      const int next = blocks.place<ARK_ATTENTION_KEYS>(i + 1);
-      char* const to = stages + (i + 1) % 2 * tiles::stage_bytes;
-      ark_attention_copy<T, DEPTH>(thread, to, from.key, from.key_row, next, blocks.most);
-      ark_attention_copy<T, WIDTH>(thread, to + tiles::key_bytes, from.value, from.value_row,
-                                   next, blocks.most);
+      tiles::copy_block(thread, stages + (i + 1) % 2 * tiles::stage_bytes, from,
+                        blocks.place<ARK_ATTENTION_KEYS>(i + 1), blocks.most);
     }
     gpu_copy_commit();
     if (i < 0) continue;
@@ -478,17 +488,21 @@ ARK_FN void ark_attention_many(float* scratch, const ark_attention_operands<T>& 
       if (first >= seen) break;
       float scores[tiles::tiles][4] = {};
       tiles::multiply_keys(lane, scores, queries, row0, block, k0);
+      float factors[2];
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         float x[2 * tiles::tiles];
 #pragma unroll
         for (int j = 0; j < 2 * tiles::tiles; ++j) x[j] = scores[j / 2][2 * h + j % 2];
-        const float factor = states[h].template weigh<1, 4>(
+        factors[h] = states[h].template weigh<1, 4>(
             x, scale, first + 2 * t, [](int j) { return j / 2 * 8 + j % 2; });
 #pragma unroll
         for (int j = 0; j < 2 * tiles::tiles; ++j) scores[j / 2][2 * h + j % 2] = x[j];
+      }
+      // Most keys change no row's largest score.
+      if (gpu_ballot(factors[0] != 1 || factors[1] != 1) != 0) {
 #pragma unroll
-        for (int j = 0; j < WIDTH / 4; ++j) sums[j / 2][2 * h + j % 2] *= factor;
+        for (int j = 0; j < WIDTH / 2; ++j) sums[j / 4][j % 4] *= factors[j % 4 / 2];
       }
       tiles::multiply_values(lane, sums, scores, block + tiles::key_bytes, k0);
     }
@@ -513,7 +527,7 @@ ARK_FN void ark_attention_many(float* scratch, const ark_attention_operands<T>& 
 // CHUNK side by side; warps take some keys in turn.
 template <class T, int ROWS, int CHUNK>
 struct ark_attention_plain {
-  static constexpr int keys = ROWS > 4 ? 4 : 8, values = ROWS * keys;
+  static constexpr int keys = ROWS > 2 ? 4 : 8, values = ROWS * keys;
   static constexpr int lanes = int(GPU_WARP) / values;  // per row and key
   static constexpr int step = int(GPU_WARP) * CHUNK;
   static_assert(lanes >= 1, "a lane for each row and key");
@@ -524,14 +538,13 @@ struct ark_attention_plain {
   // The elements of some keys from column d on.
   ARK_FN static void read(float (&x)[keys][CHUNK], const T* from, int64_t row_stride,
                           int64_t stride, int first, int most, int d) {
+    const T* at = from + first * row_stride + d * stride;
 #pragma unroll
-    for (int i = 0; i < keys; ++i) {
-      const T* const row = from + (first + i) * row_stride;
-      if constexpr (CHUNK > 1) {
-        ark_unpack<T>(ark_attention_read(row + d, first + i < most), x[i]);
-      } else {
-        x[i][0] = first + i < most ? ark_load<T>(row[d * stride]) : 0.0f;
-      }
+    for (int i = 0; i < keys; ++i, at += row_stride) {
+      if constexpr (CHUNK > 1)
+        ark_unpack<T>(ark_attention_read(at, first + i < most), x[i]);
+      else
+        x[i][0] = first + i < most ? ark_load<T>(*at) : 0.0f;
     }
   }
 
@@ -558,25 +571,29 @@ struct ark_attention_plain {
   // sums = sums * factor + weights * values; each lane has a weight, and a factor for its row.
   ARK_FN void add(const ark_attention_operands<T>& from, int first, int most, float factor,
                   float weight) const {
-    float factors[ROWS], weights[values];
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) factors[r] = gpu_shuffle(factor, r * keys * lanes);
-#pragma unroll
-    for (int i = 0; i < values; ++i) weights[i] = gpu_shuffle(weight, i * lanes);
 #pragma unroll 1
-    for (int d = lane * CHUNK; d < from.width; d += step) {
+    for (int d0 = 0; d0 < from.width; d0 += step) {
+      const int d = d0 + lane * CHUNK;
+      const bool is_there = d < from.width;
       float x[keys][CHUNK];
-      read(x, from.value, from.value_row, from.value_step, first, most, d);
+      read(x, from.value, from.value_row, from.value_step, first, is_there ? most : 0, d);
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r)
+      for (int r = 0; r < ROWS; ++r) {
+        float* const sum = sums + r * line + d;
+        const float old = gpu_shuffle(factor, r * keys * lanes);
+        float value[CHUNK];
 #pragma unroll
-        for (int e = 0; e < CHUNK; ++e) {
-          float& sum = sums[r * line + d + e];
-          float value = sum * factors[r];
+        for (int e = 0; e < CHUNK; ++e) value[e] = is_there ? sum[e] * old : 0.0f;
 #pragma unroll
-          for (int i = 0; i < keys; ++i) value = gpu_fma(weights[r * keys + i], x[i][e], value);
-          sum = value;
+        for (int i = 0; i < keys; ++i) {
+          const float share = gpu_shuffle(weight, (r * keys + i) * lanes);
+#pragma unroll
+          for (int e = 0; e < CHUNK; ++e) value[e] = gpu_fma(share, x[i][e], value[e]);
         }
+#pragma unroll
+        for (int e = 0; e < CHUNK; ++e)
+          if (is_there) sum[e] = value[e];
+      }
     }
   }
 

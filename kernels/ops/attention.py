@@ -221,7 +221,8 @@ def cuda(
     is_aligned = all(map(_is_aligned, (query, key, value)))
     if is_aligned and _is_tensor(query.dtype.itemsize, depth, width):
         if rows <= FEW_ROWS:
-            return (FEW_ROWS, depth, width), WARPS * FEW_ROWS * line
+            queries = -(-depth // 32) * 32 // 2  # fp32 elements of a row, in whole pieces
+            return (FEW_ROWS, depth, width), WARPS * FEW_ROWS * (line + queries)
         count = next(n for n in (32, 64, MOST_ROWS) if n >= rows or n == MOST_ROWS)
         # Two blocks of keys and values and the rows, of 2 bytes and a power of 2 of columns. Then
         # what each of the warps has of 16 rows.

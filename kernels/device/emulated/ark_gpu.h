@@ -125,6 +125,10 @@ GPU_FN T* gpu_global(T* p) {
   emu_check(p, 0, EMU_GLOBAL);
   return p;
 }
+template <class T>
+GPU_FN T* gpu_global_pointer(uint64_t address) {
+  return gpu_global(reinterpret_cast<T*>(address));
+}
 GPU_FN uint32_t gpu_thread() { return emu_thread(); }
 GPU_FN uint32_t gpu_kernel_thread() { return emu_thread(); }
 GPU_FN uint32_t gpu_block() { return emu_block(); }

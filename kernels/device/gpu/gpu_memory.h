@@ -57,6 +57,12 @@ GPU_FN T* gpu_global(T* p) {
   return p;
 }
 
+// The pointer to an address in global memory.
+template <class T>
+GPU_FN T* gpu_global_pointer(uint64_t address) {
+  return static_cast<T*>(__cvta_global_to_generic(address));
+}
+
 GPU_FN uint64_t gpu_global_address(const void* p) { return __cvta_generic_to_global(p); }
 GPU_FN uint32_t gpu_shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
