@@ -6,8 +6,9 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from ark_dist.core.builder import GraphBuilder
 from ark_dist.core.errors import ArkError, LifecycleError, StallError, TaskError
 from ark_dist.core.op import AttrValue
 from ark_dist.core.plan import Plan
-from ark_dist.launch.session import Session
+from ark_dist.core.settings import Settings, read_settings
+from ark_dist.launch.devices.cuda import CudaDevice
+from ark_dist.launch.session import Session, SessionOptions
 from tests.lifecycle_models import NEVER, Loop, check_loop, looping, lopsided, set_stop
 from tests.plan_models import block
 from tests.test_cpu_device import Pair, pair_of_methods
@@ -31,6 +34,25 @@ Planner = Callable[..., Plan]
 ENDLESS = 1 << 40
 # Ctrl-C, stop and close have to be through by then; a faked GPU is slow.
 PATIENCE_S = 5.0
+
+
+@contextmanager
+def opened(
+    plan: Plan,
+    *,
+    settings: Settings | None = None,
+    gpu_id: int = 0,
+    timeout_s: float = 20.0,
+    watchdog: bool = False,
+) -> Iterator[Session]:
+    """A session on a GPU; the kernel of a real one always has its watchdog."""
+    settings = replace(settings or read_settings(), timeout_s=timeout_s)
+    session = Session(plan, CudaDevice(plan, settings, gpu_id), SessionOptions(timeout_s))
+    try:
+        session.compile(lambda path: None)
+        yield session
+    finally:
+        session.close()
 
 
 def running_endlessly(session: Session, loop: Loop) -> None:

@@ -241,7 +241,7 @@ class Function:
         stream: Stream | None = None,
         enable_cooperative_groups: bool = False,
     ) -> None:
-        assert (stream is not None and stream.kernel is None) or not stream.kernel.is_alive()
+        assert stream is not None and (stream.kernel is None or not stream.kernel.is_resident)
         fake, gpu = self.module.fake, stream.gpu
         fake.raise_fault(gpu)
         assert fake.current() is gpu and self.module.gpu is gpu, "another device is current"
@@ -328,7 +328,7 @@ class Fake:
         self.forbid_while_resident("allocating pinned memory")
         memory = Memory(self, None, size)
         self.memory.add(memory)
-        block = (ctypes.c_char * size).from_buffer(memory.data)
+        block = (ctypes.c_char * size).from_buffer(memoryview(memory.data))
         block.owner = memory  # type: ignore[attr-defined]  # arrays of ctypes have a __dict__
         return block
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,8 +23,9 @@ from ark_dist.core.errors import (
 from ark_dist.core.plan import Plan
 from ark_dist.core.settings import read_settings
 from ark_dist.launch.devices.cuda import CudaDevice
-from ark_dist.launch.session import Session, SessionOptions
-from tests.cuda_cases import CASES, running_endlessly
+from ark_dist.launch.session import Session
+from tests.cuda_cases import CASES, opened, running_endlessly
+from tests.cuda_programs import CONFIGS, early_end_of_generation, greedy_tokens, operators
 from tests.emulated import gpu_plan
 from tests.fake_cupy import Fake, FakeGpu, install
 from tests.lifecycle_models import NEVER, check_loop, looping, plan_for, set_stop
@@ -51,21 +53,26 @@ class Opener:
     def __call__(
         self, plan: Plan, *, gpu_id: int = 0, timeout_s: float = 20.0, watchdog: bool = False
     ) -> Iterator[Session]:
-        settings = replace(self.settings, timeout_s=timeout_s)
         gpu = self.fake.gpus[gpu_id]
         gpu.has_watchdog = watchdog
-        session = Session(plan, CudaDevice(plan, settings, gpu_id), SessionOptions(timeout_s))
-        try:
-            session.compile(lambda path: None)
+        options: dict[str, Any] = {"settings": self.settings, "gpu_id": gpu_id}
+        with opened(plan, timeout_s=timeout_s, **options) as session:
             gpu.read_only.add(session.memory.address("weights"))
             yield session
-        finally:
-            session.close()
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_on_a_fake_gpu(name: str, fake: Fake) -> None:
     CASES[name](Opener(fake), gpu_plan)
+
+
+def test_operators_on_a_fake_gpu(fake: Fake) -> None:
+    operators(Opener(fake), gpu_plan, "bf16", seed=1, most=1)
+
+
+def test_the_transformer_on_a_fake_gpu(fake: Fake) -> None:
+    greedy_tokens(Opener(fake), gpu_plan, CONFIGS["streamed bf16"])
+    early_end_of_generation(Opener(fake), gpu_plan)
 
 
 def loop_plan(workers: int = 3, arch: str = "sm_90a") -> Plan:

@@ -8,7 +8,7 @@ import pytest
 from ark_dist.core.errors import CompilerNotFoundError
 from ark_dist.core.op import OPS
 from ark_dist.launch import nvrtc, sass
-from tests.cuda_programs import (
+from tests.cuda_code import (
     ALL_DTYPES_ARCH,
     REPORT,
     TRANSFORMER,

@@ -9,15 +9,23 @@ import pytest
 
 from ark_dist.core.settings import read_settings
 from ark_dist.core.target import cpu_target
+from ark_dist.launch.devices.emulated import EmulatedDevice
 from ark_dist.launch.devices.numpy import NumpyDevice
 from ark_dist.launch.open import open_session
 from ark_dist.launch.session import Session, SessionOptions
 from ark_dist.scheduler.plan import PlanOptions, make_plan
+from tests.emulated import gpu_plan
 from tests.random_graphs import Oracle, RandomModel, fill, random_model, tolerance
 
 SEEDS = range(
     int(os.environ.get("ARK_TEST_FIRST", "0")), int(os.environ.get("ARK_TEST_SEEDS", "200"))
 )
+# Each takes about a second to compile: the others are for --all.
+FIRST_SEEDS = 60
+SEED_PARAMS = [
+    pytest.param(seed, marks=[pytest.mark.long] if seed >= FIRST_SEEDS else []) for seed in SEEDS
+]
+EMULATED = [(seed, False) for seed in range(8)] + [(seed, True) for seed in range(8, 12)]
 WORKERS = (1, 2, 3)
 
 
@@ -64,7 +72,7 @@ def _check(session: Session, model: RandomModel, seed: int, label: str) -> dict[
     return bits
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", SEED_PARAMS)
 def test_a_random_model_is_right_on_cpu_and_numpy(seed: int) -> None:
     model = random_model(seed)
     graph = model.graph
@@ -84,3 +92,11 @@ def test_a_random_model_is_right_on_cpu_and_numpy(seed: int) -> None:
             plan = make_plan(graph, cpu_target(workers), options)
             device = NumpyDevice(plan, choose=choose)
             _check(Session(plan, device, SessionOptions()), model, seed, "numpy")
+
+
+@pytest.mark.parametrize(("seed", "race"), EMULATED)
+def test_a_random_model_is_right_on_the_emulated_gpu(seed: int, race: bool) -> None:
+    model = random_model(seed)
+    plan = gpu_plan(model.graph, workers=2)
+    device = EmulatedDevice(plan, read_settings(), seed=seed, is_race_checked=race)
+    _check(Session(plan, device, SessionOptions()), model, seed, "emulated")

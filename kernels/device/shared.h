@@ -15,6 +15,7 @@ constexpr int64_t ARK_NEVER = int64_t(1) << 62;
 // Thread 0 leads: it alone writes these words, between barriers that others read them after.
 struct ark_worker {
   const ark_command* command;
+  uint64_t sequence;  // of the last command, counted from 1
   int64_t turn;
   int64_t first_turn;
   int64_t end_turn;

@@ -185,7 +185,8 @@ GPU_FN bool ark_walk(ark_shared& shared, uint32_t& slot) {
 }
 
 // The last worker to finish a command writes its result and completes it.
-GPU_FN void ark_complete(const ark_worker& worker, uint64_t sequence) {
+GPU_FN void ark_complete(const ark_worker& worker) {
+  const uint64_t sequence = worker.sequence;
   ark_control* control = ark_table<ark_control>(ark_kernel_launch.control);
   ark_method_state* state =
       ark_table<ark_method_state>(ark_kernel_launch.method_states) + worker.method;
@@ -205,7 +206,8 @@ GPU_FN void ark_complete(const ark_worker& worker, uint64_t sequence) {
 
 // Wait for a command and make it known to the CTA; called by the leader. The first CTA copies
 // commands from the host's memory for all others.
-GPU_FN void ark_take(ark_shared& shared, uint64_t sequence) {
+GPU_FN void ark_take(ark_shared& shared) {
+  const uint64_t sequence = ++shared.worker.sequence;
   const uint32_t* abort = &ark_table<ark_control>(ark_kernel_launch.control)->abort;
   ark_counter* forwarded = ark_table<ark_counter>(ark_kernel_launch.forwarded);
   ark_command* command =
@@ -240,37 +242,41 @@ GPU_FN void ark_take(ark_shared& shared, uint64_t sequence) {
   gpu_store_relaxed(&ark_my_status()->phase, ARK_COMPUTING);
 }
 
+// Say whether there is another turn; called by the leader. What tells turns from each other is in
+// shared memory, as tasks need the registers.
+GPU_FN void ark_enter_turn(ark_shared& shared) {
+  ark_worker& worker = shared.worker;
+  const int64_t turn = shared.turns[worker.method];
+  worker.gate = ARK_OVER;
+  if (turn >= worker.end_turn) return;
+  gpu_store_relaxed(&ark_my_status()->turn, turn);
+  worker.gate = ark_gate<true>(worker, turn);
+  if (worker.gate == ARK_GO && ark_check_failure()) worker.gate = ARK_QUIT;
+  if (worker.gate != ARK_GO) return;
+  worker.turn = turn;
+  shared.turns[worker.method] = turn + 1;
+}
+
 // The turns of one command, by all consumers; false if the kernel ends.
 GPU_FN bool ark_run(ark_shared& shared, uint32_t& slot) {
-  ark_worker& worker = shared.worker;
-  const bool is_leader = gpu_kernel_thread() == 0;
 #pragma unroll 1
-  for (int64_t turn = worker.first_turn; turn < worker.end_turn; ++turn) {
-    if (is_leader) {
-      gpu_store_relaxed(&ark_my_status()->turn, turn);
-      worker.gate = ark_gate<true>(worker, turn);
-      if (worker.gate == ARK_GO && ark_check_failure()) worker.gate = ARK_QUIT;
-      if (worker.gate == ARK_GO) {
-        worker.turn = turn;
-        shared.turns[worker.method] = turn + 1;
-      }
-    }
+  for (;;) {
+    if (gpu_kernel_thread() == 0) ark_enter_turn(shared);
     gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
-    const uint32_t gate = worker.gate;
+    const uint32_t gate = shared.worker.gate;
     if (gate != ARK_GO) return gate == ARK_OVER;
     if (!ark_walk(shared, slot)) return false;
     // The leader's words for the next turn are not written before these are read.
     gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
   }
-  return true;
 }
 
 GPU_FN void ark_consume(ark_shared& shared) {
   const bool is_leader = gpu_kernel_thread() == 0;
   uint32_t slot = 0;
 #pragma unroll 1
-  for (uint64_t sequence = 1;; ++sequence) {
-    if (is_leader) ark_take(shared, sequence);
+  for (;;) {
+    if (is_leader) ark_take(shared);
     gpu_barrier(ARK_COMMAND_BARRIER, ARK_THREADS);
     if (shared.worker.is_exit) return;
     const bool is_done = ark_run(shared, slot);
@@ -279,8 +285,8 @@ GPU_FN void ark_consume(ark_shared& shared) {
     // After an abort the next ark_take sees it.
     if (!is_leader || !is_done || ark_check_failure()) continue;
     ark_command* command = ark_table<ark_command>(ark_kernel_launch.commands) +
-                           sequence % ARK_COMMAND_RING;
-    if (gpu_add(&command->remaining, 0xffffffffu) == 1) ark_complete(shared.worker, sequence);
+                           shared.worker.sequence % ARK_COMMAND_RING;
+    if (gpu_add(&command->remaining, 0xffffffffu) == 1) ark_complete(shared.worker);
   }
 }
 
@@ -319,6 +325,7 @@ GPU_KERNEL(ark_kernel, ARK_THREADS) {
     gpu_store_relaxed_system(&ark_host_words()->started_ns, gpu_clock_ns());
   if (gpu_kernel_thread() == 0) {
     shared.worker.index = gpu_block();
+    shared.worker.sequence = 0;
     for (uint32_t m = 0; m < ARK_MAX_METHODS; ++m) shared.turns[m] = 0;
     ark_ring_init(shared.ring);
   }

@@ -5,7 +5,7 @@ ARK_FN void ark_attention_merge(const Team& team, const ark_call& call,
   const int64_t count = parts.size(0), width = out.size(3), step = parts.stride(0);
   const int64_t stride = parts.stride(4);
   float* weights = call.scratch;
-  for (int64_t row = 0; row < out.count() / width; ++row) {
+  for (int64_t row = 0; row < ark_quotient(out.count(), width); ++row) {
     const ark_position<4> at(out, row);
     const float* part = &parts.at(0, at.index[0], at.index[1], at.index[2], 0);
     T* to = out.data + at.in(out);

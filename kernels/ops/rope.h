@@ -64,7 +64,7 @@ ARK_FN void ark_rope(const Team& team, const ark_call& call, const ark_tile<cons
   const int64_t half = table.size(TABLE_DIMS - 1) / 2, rest = out.size(last) - 2 * half;
   const int64_t x_step = in.stride(last), y_step = out.stride(last);
   const int64_t angle_step = table.stride(TABLE_DIMS - 1);
-  const int64_t row_count = out.count() / out.size(last);
+  const int64_t row_count = ark_quotient(out.count(), out.size(last));
   const bool is_plain = x_step == 1 && y_step == 1 && angle_step == 1;
   ark_each_cell(team, row_count, half, [&](int64_t row) {
     const ark_position<DIMS> at(out, row);

@@ -10,7 +10,7 @@ from ark_dist.core.dtype import FLOATS, INT32
 from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, register
 from ark_dist.core.shape import Box, box_size
 from ark_dist.core.target import Cost, Target
-from ark_dist.core.view import Spec
+from ark_dist.core.view import Spec, View
 from ark_dist.kernels.per_row import check_per_row, per_row, per_row_box
 from ark_dist.kernels.rules import INPUT, check_dtypes, share
 
@@ -27,7 +27,7 @@ tensors, or tensors of shape (B,) with one value for each row."""
 
 Ints = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint32]
-# The names are those of sample.h, which does the same; the comments are there.
+# The names are those of sample.h and random.h, which do the same; the comments are there.
 FRACTION = 30
 ONE = 1 << FRACTION
 LOG2_E = 1549082005
@@ -39,6 +39,8 @@ EXP2 = (ONE, 744260852, 257945486, 59571873, 10398316, 1330509, 234782)
 LOG2_REST = (567758568, 774541526, 322691224, 194491605, 124250947,
              178518149, -240367337, 874905434, -1078265318, 776382390)  # fmt: skip
 SHARE_BITS = 24
+# ARK_SAMPLE_BINS and ARK_SAMPLE_KEPT in sample.cuh, and the threads that have them.
+BINS, KEPT, THREADS = 16, 8, 256
 # Passes over a row to find a threshold, and operations per element of one.
 SEARCHES, SEARCH_OPS = 64, 2
 PER_ROW = (
@@ -215,6 +217,13 @@ def _scratch(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> int:
     return 2 * specs[0].shape[1] if box_size(box) else 0
 
 
+def _cuda(
+    inputs: tuple[View, ...], out: View, attrs: Attrs, box: Box
+) -> tuple[tuple[int, ...], int]:
+    """What `ark_sample_memory` takes: bins and their sums of 8 bytes, maxima, three lists."""
+    return (), 2 * BINS * (THREADS + 1) + THREADS + 3 * KEPT * THREADS
+
+
 register(
     Op(
         name="sample",
@@ -230,7 +239,7 @@ register(
         sharding=None,
         gradient=None,
         effect="none",
-        kernel=Kernel("tile", "ark_sample", scratch=_scratch),
+        kernel=Kernel("tile", "ark_sample", scratch=_scratch, cuda=_cuda),
         expand=None,
         parts=None,
         is_public=True,

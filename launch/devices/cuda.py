@@ -25,7 +25,15 @@ from ark_dist.launch.devices.cuda_memory import (
     allocate_blocks,
     fill_arenas,
 )
-from ark_dist.launch.devices.cupy_gpu import SPIN_S, Gpu, GpuFaultError, gpu_properties, nap
+from ark_dist.launch.devices.cupy_gpu import (
+    SPIN_S,
+    Gpu,
+    GpuFaultError,
+    gpu_properties,
+    nap,
+    require_none_resident,
+    require_room,
+)
 from ark_dist.launch.devices.gpu import (
     THREADS,
     TRACE_ROWS,
@@ -157,7 +165,7 @@ class CudaDevice:
         binary, _ = compile_cuda(source, arch=arch, settings=self._settings, on_compile=on_compile)
         if self._program is not None:
             return  # the same plan is the same program
-        gpu, path = self._opened("compile"), str(binary.path)
+        gpu, path = self._opened(), str(binary.path)
         module = gpu.load(path)
         # Finding the function loads it: CUDA puts that off, and must not when a kernel is resident.
         function = gpu.function(module, "ark_kernel", shared_bytes)
@@ -171,15 +179,15 @@ class CudaDevice:
         self._program = _Program(gpu, path, module, function, tables, shared_bytes)
         weakref.finalize(self, _drop, os.getpid(), self._program)
 
-    def _opened(self, call: str) -> Gpu:
+    def _opened(self) -> Gpu:
+        require_none_resident(self._gpu_id, self.plan.name)
         if self._gpu is None:
             self._gpu = Gpu(self._gpu_id)
-        self._gpu.require_none_resident(call, self.plan.name)
         return self._gpu
 
     def allocate(self) -> Arenas:
         """Allocate all that the program ever needs on the GPU, poison and fill the arenas."""
-        gpu = self._opened("compile")
+        gpu = self._opened()
         bases = allocate_arenas(self.plan, gpu)
         blocks = self._blocks({name: int(base.ptr) for name, base in bases.items()})
         arenas = allocate_blocks(self.plan, gpu, bases, blocks)
@@ -199,7 +207,8 @@ class CudaDevice:
             # It did not leave when it was told to: it may have done so since.
             self.stop()
         gpu = program.gpu
-        gpu.require_room("launch", self.plan.name, workers, self._properties.worker_count)
+        sm_count = self._properties.worker_count
+        require_room(gpu.id, self.plan.name, workers, sm_count)
         blocks = self._blocks({name: arenas.address(name) for name in ARENAS})
         record = blocks.launch_record(arenas.place(blocks))
         gpu.copy_in(gpu.constant(program.module, "ark_kernel_launch"), record)

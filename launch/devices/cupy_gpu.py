@@ -111,6 +111,27 @@ def _shared(gpu_id: int) -> _Shared:
     return _Shared()
 
 
+def require_none_resident(gpu_id: int, program: str) -> None:
+    """Raise LifecycleError where a resident kernel would let loading wait for ever."""
+    for name, _ in list(_shared(gpu_id).residents.values()):
+        raise LifecycleError(
+            f"compile() of program {program!r} would wait for the kernel of program {name!r}, "
+            f"which GPU {gpu_id} runs; stop() that first, or compile before it is launched"
+        )
+
+
+def require_room(gpu_id: int, program: str, workers: int, sm_count: int) -> None:
+    """Raise LifecycleError where this process's resident kernels leave too few workers."""
+    others = list(_shared(gpu_id).residents.values())
+    held = sum(count for _, count in others)
+    if held + workers > sm_count:
+        raise LifecycleError(
+            f"launch() of program {program!r} needs {workers} of the {sm_count} "
+            f"multiprocessors of GPU {gpu_id}, and {', '.join(n for n, _ in others)} holds "
+            f"{held}; stop() that first, or use fewer workers"
+        )
+
+
 class Gpu:
     """One GPU; every call may come from any thread.
 
@@ -243,25 +264,6 @@ class Gpu:
         return bool(status == SUCCESS)
 
     # Programs.
-
-    def require_none_resident(self, call: str, program: str) -> None:
-        """Raise LifecycleError where a resident kernel would let an allocation wait for ever."""
-        for name, _ in list(_shared(self.id).residents.values()):
-            raise LifecycleError(
-                f"{call}() of program {program!r} would wait for the kernel of program {name!r}, "
-                f"which GPU {self.id} runs; stop() that first, or {call} before it is launched"
-            )
-
-    def require_room(self, call: str, program: str, workers: int, sm_count: int) -> None:
-        """Raise LifecycleError where this process's resident kernels leave too few workers."""
-        others = list(_shared(self.id).residents.values())
-        held = sum(count for _, count in others)
-        if held + workers > sm_count:
-            raise LifecycleError(
-                f"{call}() of program {program!r} needs {workers} of the {sm_count} "
-                f"multiprocessors of GPU {self.id}, and {', '.join(n for n, _ in others)} holds "
-                f"{held}; stop() that first, or use fewer workers"
-            )
 
     def load(self, path: str) -> Any:  # noqa: ANN401  # a cupy module
         """Load a cubin, or take a module of it that nobody uses."""

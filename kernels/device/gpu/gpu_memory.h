@@ -77,7 +77,11 @@ GPU_FN uint32_t gpu_thread() {
 }
 // The same for the code around the tasks: an asm statement there would serve the tasks too.
 GPU_FN uint32_t gpu_kernel_thread() { return threadIdx.x; }
-GPU_FN uint32_t gpu_block() { return blockIdx.x; }
+GPU_FN uint32_t gpu_block() {
+  uint32_t block;
+  asm("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+  return block;
+}
 GPU_FN uint32_t gpu_grid() { return gridDim.x; }
 GPU_FN uint32_t gpu_lane() { return gpu_thread() % GPU_WARP; }
 GPU_FN uint32_t gpu_warp() { return gpu_thread() / GPU_WARP; }
