@@ -41,6 +41,8 @@ CUDA_HEADERS = (
     "device/matvec.h",
     "include/tile.h",
     "include/row.h",
+    "device/attention.h",
+    "device/attention_tensor.h",
 )
 CUDA_TAIL = ("device/worker.h",)
 # Shared memory of a CTA that a kernel may have, by architecture.

@@ -55,6 +55,18 @@ def opened(
         session.close()
 
 
+@contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """Press Ctrl-C once the time is over."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def running_endlessly(session: Session, loop: Loop) -> None:
     """Launch a loop that runs for as long as nobody ends it."""
     session.launch()
@@ -250,15 +262,10 @@ def ctrl_c_ends_wait_within_a_second_and_the_run_goes_on(open: Open, plan: Plann
     loop = looping()
     with open(plan(loop.graph)) as session:
         running_endlessly(session, loop)
-        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0.2)
-            began = time.monotonic()
-            with pytest.raises(KeyboardInterrupt):
-                session.wait()
-            assert time.monotonic() - began < 1.2
-        finally:
-            signal.signal(signal.SIGALRM, before)
+        began = time.monotonic()
+        with interrupted_after(0.2), pytest.raises(KeyboardInterrupt):
+            session.wait()
+        assert time.monotonic() - began < 1.2
         assert session.state == "running"
         with pytest.raises(TimeoutError):
             session.wait(0.05)

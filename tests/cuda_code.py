@@ -45,8 +45,15 @@ REPORT = Path(__file__).parent.parent / "docs" / "cuda-report.md"
 WORKERS = 132  # streaming multiprocessors
 # The sizes of SmolLM2-135M, but for the number of layers.
 SMALL_LLAMA = Config(
-    **{"prompt": 128, "positions": 1024, "hidden": 576, "heads": 9, "groups": 3, "depth": 64},
-    **{"inner": 1536, "vocabulary": 49152, "layers": 2},
+    prompt=128,
+    layers=2,
+    hidden=576,
+    heads=9,
+    groups=3,
+    depth=64,
+    inner=1536,
+    vocabulary=49152,
+    positions=1024,
     dtype="bf16",
     is_output_major=True,
     end=2,
@@ -277,8 +284,11 @@ def main() -> None:
     """Print the report, or write it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"write {REPORT.name}")
-    text = report() if not parser.parse_args().write else REPORT.write_text(report(), "utf-8")
-    if isinstance(text, str):
+    is_written = parser.parse_args().write
+    text = report()
+    if is_written:
+        REPORT.write_text(text, "utf-8")
+    else:
         print(text, end="")
 
 

@@ -7,16 +7,31 @@ from dataclasses import replace
 import numpy as np
 
 from ark_dist.core.op import Array
+from ark_dist.core.plan import ALIGNMENT_BYTES
+from ark_dist.launch.devices.cupy_gpu import STAGING_BYTES, Gpu
 from tests.cuda_cases import Open, Planner
 from tests.operator_cases import Case, fill_leaf
-from tests.test_emulated_transformer import CONFIGS, STEPS, STREAMED
+from tests.test_emulated_transformer import STEPS, STREAMED
 from tests.test_operators import build
 from tests.test_operators import check as check_case
 from tests.test_transformer_block import Run
 from tests.test_transformer_block import check as check_tokens
 from tests.transformer import Config, random_weights, transformer
 
-__all__ = ["CONFIGS", "early_end_of_generation", "greedy_tokens", "operators", "sampled_tokens"]
+
+def check_copies(gpu: Gpu) -> None:
+    """Copy blocks around the size of the staging memory in and out, and fill them."""
+    rng = np.random.default_rng(0)
+    for size in (1, 3, 255, STAGING_BYTES - 1, STAGING_BYTES, 2 * STAGING_BYTES + 5):
+        data = rng.integers(0, 256, size, np.uint8)
+        memory, found = gpu.alloc(size), np.zeros(size, np.uint8)
+        assert memory.ptr % ALIGNMENT_BYTES == 0
+        gpu.copy_in(memory, data)
+        gpu.copy_out(memory, found)
+        assert np.array_equal(found, data)
+        gpu.fill(memory, size, 0xFF)
+        gpu.copy_out(memory, found)
+        assert (found == 0xFF).all()
 
 
 def operators(open: Open, plan: Planner, dtype: str, *, seed: int, most: int = 99) -> None:

@@ -13,7 +13,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -26,21 +25,14 @@ from ark_dist.core import abi
 from ark_dist.core.settings import Settings
 from ark_dist.core.source import Binary, Source
 from ark_dist.launch.devices import cupy_gpu
-from ark_dist.launch.devices.gpu import READ_ONLY
-from ark_dist.launch.emulation import (
-    Emulation,
-    EmulationFault,
-    Program,
-    _declared,
-    compile_emulated,
-)
+from ark_dist.launch.emulation import Program, _declared, compile_emulated
+from tests.fake_gpu import LAUNCH_FAILURE, POLL_S, FakeGpu, Kernel
 
-NOT_READY, LAUNCH_FAILURE, NO_DEVICE, OUT_OF_MEMORY = 600, 719, 100, 2
+NOT_READY, NO_DEVICE = 600, 100
 SHARED_BYTES_OPTIN = 227 * 1024
 # What cupy's pool rounds to; ours is worse aligned, as other allocators may be.
 POOL_BYTES, MISALIGNMENT_BYTES = 512, 64
 GARBAGE = 0xA5
-POLL_S = 5e-4
 
 
 class CudaError(RuntimeError):
@@ -64,35 +56,6 @@ class OutOfMemoryError(MemoryError):
     pass
 
 
-@dataclass(eq=False)
-class FakeGpu:
-    """One GPU and the state of its context.
-
-    Attributes:
-        is_busy: another process holds all multiprocessors.
-        is_frozen: kernels get on no more, and end no more.
-        has_watchdog: whether waits in which nothing else can happen time out.
-        read_only: addresses in memory that kernels only read.
-    """
-
-    id: int
-    sm_count: int = 4
-    capability: tuple[int, int] = (9, 0)
-    memory_bytes: int = 1 << 33
-    ctas_per_sm: int = 1
-    has_context: bool = False
-    is_busy: bool = False
-    is_frozen: bool = False
-    has_watchdog: bool = False
-    fault: int = 0
-    read_only: set[int] = field(default_factory=set)
-    kernels: "list[Kernel]" = field(default_factory=list)
-
-    @property
-    def residents(self) -> "list[Kernel]":
-        return [kernel for kernel in self.kernels if kernel.is_resident]
-
-
 class Memory:
     """Memory of one GPU, or pinned memory if that is None."""
 
@@ -109,7 +72,7 @@ class Memory:
 
     def __del__(self) -> None:
         for kernel in self.fake.kernels():
-            if kernel.is_resident and self.holds(kernel.addresses):
+            if kernel.is_resident and not kernel.error and self.holds(kernel.addresses):
                 self.fake.graveyard.append(self.data)
                 self.fake.problems.append(f"{self.size} bytes were freed under a kernel")
 
@@ -148,54 +111,6 @@ class Stream:
         self.has_answered = False
         self.kernel: Kernel | None = None
         fake.streams[self.ptr] = self
-
-
-class Kernel(threading.Thread):
-    """A launched kernel; the memory that its GPU has then is what it may touch."""
-
-    def __init__(self, function: "Function", ctas: int, shared_bytes: int, gpu: FakeGpu) -> None:
-        super().__init__(daemon=True)
-        self.ctas, self.gpu, self.program = ctas, gpu, function.module.program
-        symbol = function.module.get_global_var("ark_kernel_launch")
-        record = ctypes.string_at(symbol, abi.LAUNCH.dtype.itemsize)
-        launch = np.frombuffer(record, abi.LAUNCH.dtype)[0]
-        self.addresses = {int(word) for word in np.frombuffer(record, np.uint64)}
-        read_only = gpu.read_only | {int(launch[name]) for name in READ_ONLY}
-        self.memory = [
-            (m.ptr, m.size, not m.holds(read_only))
-            for m in function.module.fake.memory
-            if m.gpu in (gpu, None)
-        ]
-        self.shared_bytes = shared_bytes
-        self.error: EmulationFault | None = None
-        self.is_running, self.is_resident = False, True
-
-    def run(self) -> None:
-        while self.gpu.is_busy or not self._fits():
-            time.sleep(POLL_S)
-        self.is_running = True
-        with Emulation(
-            self.program,
-            "ark_kernel",
-            ctas=self.ctas,
-            smem_bytes=self.shared_bytes,
-            watchdog=self.gpu.has_watchdog,
-        ) as emulation:
-            emulation.limit_steps(1 << 62)
-            for address, size, is_writable in self.memory:
-                emulation.memory("memory", address, size, is_writable=is_writable)
-            try:
-                while self.gpu.is_frozen or not emulation.resume():
-                    time.sleep(POLL_S)
-            except EmulationFault as error:
-                self.error = error
-        self.is_resident = False
-        if self.error is not None:
-            self.gpu.fault = LAUNCH_FAILURE
-
-    def _fits(self) -> bool:
-        others = sum(k.ctas for k in self.gpu.residents if k.is_running)
-        return others + self.ctas <= self.gpu.sm_count
 
 
 class Module:
@@ -250,7 +165,11 @@ class Function:
         assert block == (threads,) and len(grid) == 1 and grid[0] <= gpu.sm_count
         if shared_mem > self.shared_limit:
             raise CUDADriverError(1)
-        stream.kernel = Kernel(self, grid[0], shared_mem, gpu)
+        symbol = self.module.get_global_var("ark_kernel_launch")
+        record = ctypes.string_at(symbol, abi.LAUNCH.dtype.itemsize)
+        memory = [(m.ptr, m.size) for m in fake.memory if m.gpu in (gpu, None)]
+        program = self.module.program
+        stream.kernel = Kernel(gpu, program, grid[0], shared_mem, record, memory)
         gpu.kernels.append(stream.kernel)
         stream.kernel.start()
 
@@ -328,7 +247,7 @@ class Fake:
         self.forbid_while_resident("allocating pinned memory")
         memory = Memory(self, None, size)
         self.memory.add(memory)
-        block = (ctypes.c_char * size).from_buffer(memoryview(memory.data))
+        block = (ctypes.c_char * size).from_buffer(memory.data)  # type: ignore[arg-type]  # has it
         block.owner = memory  # type: ignore[attr-defined]  # arrays of ctypes have a __dict__
         return block
 

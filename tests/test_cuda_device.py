@@ -1,6 +1,7 @@
 """The CUDA device behind a session, on a cupy that is faked: kernels are emulated by threads."""
 
 import gc
+import subprocess
 import sys
 import threading
 import time
@@ -23,15 +24,27 @@ from ark_dist.core.errors import (
 from ark_dist.core.plan import Plan
 from ark_dist.core.settings import read_settings
 from ark_dist.launch.devices.cuda import CudaDevice
+from ark_dist.launch.devices.cupy_gpu import Gpu
+from ark_dist.launch.machine import Command
 from ark_dist.launch.session import Session
-from tests.cuda_cases import CASES, opened, running_endlessly
-from tests.cuda_programs import CONFIGS, early_end_of_generation, greedy_tokens, operators
+from tests.cuda_cases import CASES, interrupted_after, opened, running_endlessly
+from tests.cuda_programs import (
+    check_copies,
+    early_end_of_generation,
+    greedy_tokens,
+    operators,
+)
 from tests.emulated import gpu_plan
-from tests.fake_cupy import Fake, FakeGpu, install
+from tests.fake_cupy import Fake, install
+from tests.fake_gpu import FakeGpu
 from tests.lifecycle_models import NEVER, check_loop, looping, plan_for, set_stop
 from tests.plan_models import block
+from tests.test_cpu_device import pair_of_methods
 from tests.test_emulated_device import never_raised
+from tests.test_emulated_transformer import CONFIGS
 from tests.test_gpu_trace import check_trace
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -64,6 +77,12 @@ class Opener:
 @pytest.mark.parametrize("name", CASES)
 def test_on_a_fake_gpu(name: str, fake: Fake) -> None:
     CASES[name](Opener(fake), gpu_plan)
+
+
+def test_a_gpu_of_the_generation_before_runs_plans_for_it(fake: Fake) -> None:
+    fake.gpus[0].capability = (8, 0)
+    case = CASES["early ends close the queue and wait opens it again"]
+    case(Opener(fake), partial(gpu_plan, arch="sm_80"))
 
 
 def test_operators_on_a_fake_gpu(fake: Fake) -> None:
@@ -211,6 +230,19 @@ def test_a_kernel_that_another_process_keeps_from_starting_is_a_stall(fake: Fake
         assert session.wait() == 2
 
 
+def test_ctrl_c_while_a_kernel_cannot_start_leaves_none(fake: Fake) -> None:
+    gpu = fake.gpus[0]
+    gpu.is_busy = True
+    with Opener(fake)(loop_plan()) as session:
+        with interrupted_after(0.2), pytest.raises(KeyboardInterrupt):
+            session.launch()
+        assert session.state == "compiled"
+        gpu.is_busy = False
+        while gpu.residents:
+            time.sleep(0.001)
+        session.launch()
+
+
 def test_a_fault_of_the_kernel_is_an_error_and_close_works(fake: Fake) -> None:
     plan = never_raised(gpu_plan(block()))
     with Opener(fake)(plan) as session:
@@ -313,3 +345,64 @@ def test_the_trace_of_a_gpu_is_that_of_a_cpu(fake: Fake, tmp_path: Path) -> None
         session.wait()
         session.stop()
         check_trace(tmp_path / "trace.json", session.plan, 4, began)
+
+
+# Python ends, or forks, while a kernel is resident.
+
+SCRIPT = """
+import os, sys
+import pytest
+from tests.cuda_cases import running_endlessly
+from tests.emulated import gpu_plan
+from tests.fake_cupy import install
+from tests.fake_gpu import FakeGpu
+from tests.test_emulated_transformer import CONFIGS
+from tests.lifecycle_models import looping
+from tests.test_cuda_device import Opener
+
+fake = install(pytest.MonkeyPatch(), FakeGpu(0))
+loop = looping()
+opened = Opener(fake)(gpu_plan(loop.graph))
+session = opened.__enter__()
+running_endlessly(session, loop)
+if sys.argv[1] == "fork":
+    pid = os.fork()
+    if pid == 0:
+        session.close()
+        del session, opened
+        assert fake.problems == [], fake.problems
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    with pytest.raises(TimeoutError):
+        session.wait(0.1)
+print("end", flush=True)
+"""
+
+
+@pytest.mark.parametrize("way", ["exit", "fork"])
+def test_a_process_that_ends_or_forks_leaves_no_kernel_and_no_noise(way: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SCRIPT, way],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(Path.home())},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+def test_a_bad_scalar_leaves_the_queue_as_it_was(fake: Fake) -> None:
+    builder, values = pair_of_methods()
+    with Opener(fake)(gpu_plan(builder.freeze())) as session:
+        session.launch()
+        session.run(1, "forward", {})
+        bad = Command("forward", 1, 0, (("factor", "x"),))
+        with pytest.raises(ValueError):
+            session._device.post(bad)
+        session.run(2, "forward", {})
+        assert session.wait() == 3
+        assert int(session.read(values["turns"].view)[0]) == 3
+
+
+def test_copies_of_all_sizes_arrive(fake: Fake) -> None:
+    check_copies(Gpu(0))

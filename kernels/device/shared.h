@@ -22,7 +22,11 @@ struct ark_worker {
   uint32_t method;
   uint32_t index;
   uint32_t gate;    // of a turn: ARK_GO, ARK_OVER or ARK_QUIT
-  uint32_t action;  // of a task: ARK_GO, ARK_SKIP or ARK_QUIT
+  uint32_t action;  // of a task: ARK_GO, ARK_SKIP, ARK_OVER at the queue's end, or ARK_QUIT
+  uint32_t task;    // row of the task table; and the rows of the turn that are left
+  uint32_t next;
+  uint32_t end;
+  uint32_t slot;  // number of the next slot of the weight stream
   uint32_t is_exit;
   uint64_t came;   // of a task that is traced: clock when the worker came to it,
   uint64_t began;  // and when its waits held

@@ -110,33 +110,48 @@ GPU_PART bool ark_check_failure() {
   return true;
 }
 
-// All lanes of the first warp: wait for what the task has to come after, then say what to do.
-GPU_FN void ark_prepare(ark_worker& worker, const ark_task* task) {
-  const bool is_traced = ark_kernel_launch.traces != 0;
-  if (gpu_lane() == 0) {
-    gpu_store_relaxed(&ark_my_status()->task, task->id);
-    if (is_traced) worker.came = gpu_clock_ns();
-  }
-  const ark_wait* waits = ark_table<const ark_wait>(ark_kernel_launch.waits) + task->waits;
-  const ark_counter* counters = ark_table<ark_counter>(ark_kernel_launch.counters);
+GPU_FN const ark_task* ark_current_task(const ark_worker& worker) {
+  return ark_table<const ark_task>(ark_kernel_launch.tasks) + worker.task;
+}
+
+// All lanes of the first warp: go to the next task, wait for what it has to come after, then say
+// what to do.
+GPU_FN void ark_prepare(ark_worker& worker) {
+  const bool is_traced = ark_kernel_launch.traces != 0, is_end = worker.next == worker.end;
+  const ark_task* task = ark_table<const ark_task>(ark_kernel_launch.tasks) + worker.next;
   bool is_ready = true;
+  if (!is_end) {
+    if (gpu_lane() == 0) {
+      gpu_store_relaxed(&ark_my_status()->task, task->id);
+      if (is_traced) worker.came = gpu_clock_ns();
+    }
+    const ark_wait* waits = ark_table<const ark_wait>(ark_kernel_launch.waits) + task->waits;
+    const ark_counter* counters = ark_table<ark_counter>(ark_kernel_launch.counters);
 #pragma unroll 1
-  for (uint32_t i = gpu_lane(); i < task->wait_count && is_ready; i += GPU_WARP) {
-    const int64_t want = worker.turn * int64_t(waits[i].signals) + waits[i].need;
-    is_ready = ark_wait_for(waits[i].counter, &counters[waits[i].counter].value, want);
+    for (uint32_t i = gpu_lane(); i < task->wait_count && is_ready; i += GPU_WARP) {
+      const int64_t want = worker.turn * int64_t(waits[i].signals) + waits[i].need;
+      is_ready = ark_wait_for(waits[i].counter, &counters[waits[i].counter].value, want);
+    }
   }
   is_ready = gpu_ballot(is_ready) == GPU_ALL_LANES;
+  gpu_sync_warp();  // all have read what the leader writes now
   if (gpu_lane() != 0) return;
   // A task that failed has no result: what its decision or signal let go must not use it.
   if (!is_ready || ark_is_aborted())
     worker.action = ARK_QUIT;
+  else if (is_end)
+    worker.action = ARK_OVER;
   else  // past an early end, tasks are waited for and signalled but not run
     worker.action = ark_is_over(worker) ? ARK_SKIP : ARK_GO;
+  worker.task = worker.next;
+  worker.next += !is_end;
   if (is_traced) worker.began = gpu_clock_ns();
 }
 
 // Signal that a task is done; called by the leader.
-GPU_FN void ark_finish(const ark_worker& worker, const ark_task* task) {
+GPU_FN void ark_finish(ark_worker& worker) {
+  const ark_task* task = ark_current_task(worker);
+  worker.slot += task->flags >> ARK_SLOTS_SHIFT;
   gpu_add_release(&ark_table<ark_counter>(ark_kernel_launch.counters)[task->counter].value, 1);
   if (ark_kernel_launch.traces == 0) return;
   ark_trace* traces = ark_table<ark_trace>(ark_kernel_launch.traces);
@@ -148,40 +163,40 @@ GPU_FN void ark_finish(const ark_worker& worker, const ark_task* task) {
   gpu_store_release(count, number + 1);
 }
 
-// One turn of the queue, by all consumers; false if the kernel ends. `slot` is the next one of
-// the weight stream. Little is kept across a task: its function needs the registers.
-GPU_FN bool ark_walk(ark_shared& shared, uint32_t& slot) {
+// Run one task, or past an early end only take its slots of the weight stream.
+GPU_FN void ark_do(ark_shared& shared, bool is_skipped) {
   ark_worker& worker = shared.worker;
-  const ark_queue* queue = ark_table<const ark_queue>(ark_kernel_launch.queues) +
-                           worker.method * ark_kernel_launch.worker_count + worker.index;
-  const uint32_t end = queue->first + queue->count;
-#pragma unroll 1
-  for (uint32_t i = queue->first; i != end; ++i) {
-    const ark_task* task = ark_table<const ark_task>(ark_kernel_launch.tasks) + i;
-    if (gpu_kernel_thread() < GPU_WARP) ark_prepare(worker, task);
-    gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
-    if (worker.action == ARK_QUIT) return false;
-    const uint32_t slots = task->flags >> ARK_SLOTS_SHIFT;
-    if (worker.action == ARK_GO) {
-      gpu_task_begin(worker.method, task->id);
-      const ark_call call = {
-          ark_table<const int64_t>(ark_kernel_launch.params) + task->params,
-          ark_table<void* const>(ark_kernel_launch.operands) + task->operands,
-          nullptr,
-          &worker,
-          task,
-          slot,
-      };
-      ark_dispatch(task->function, call);
-      gpu_task_end();
-    } else if (slots != 0) {
-      ark_skip_slots(shared.ring, slot, slots);
-    }
-    slot += slots;
-    gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
-    if (gpu_kernel_thread() == 0) ark_finish(worker, task);
+  const ark_task* task = ark_current_task(worker);
+  if (is_skipped) {
+    ark_skip_slots(shared.ring, worker.slot, task->flags >> ARK_SLOTS_SHIFT);
+    return;
   }
-  return true;
+  gpu_task_begin(worker.method, task->id);
+  const ark_call call = {
+      ark_table<const int64_t>(ark_kernel_launch.params) + task->params,
+      ark_table<void* const>(ark_kernel_launch.operands) + task->operands,
+      nullptr,
+      &worker,
+      task,
+      worker.slot,
+  };
+  ark_dispatch(task->function, call);
+  gpu_task_end();
+}
+
+// One turn of the queue, by all consumers; false if the kernel ends. Nothing is kept across a
+// task but in shared memory: its function needs the registers.
+GPU_FN bool ark_walk(ark_shared& shared) {
+#pragma unroll 1
+  for (;;) {
+    if (gpu_kernel_thread() < GPU_WARP) ark_prepare(shared.worker);
+    gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
+    const uint32_t action = shared.worker.action;
+    if (action == ARK_QUIT || action == ARK_OVER) return action == ARK_OVER;
+    ark_do(shared, action == ARK_SKIP);
+    gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
+    if (gpu_kernel_thread() == 0) ark_finish(shared.worker);
+  }
 }
 
 // The last worker to finish a command writes its result and completes it.
@@ -255,31 +270,32 @@ GPU_FN void ark_enter_turn(ark_shared& shared) {
   if (worker.gate != ARK_GO) return;
   worker.turn = turn;
   shared.turns[worker.method] = turn + 1;
+  const ark_queue* queue = ark_table<const ark_queue>(ark_kernel_launch.queues) +
+                           worker.method * ark_kernel_launch.worker_count + worker.index;
+  worker.next = queue->first;
+  worker.end = queue->first + queue->count;
 }
 
 // The turns of one command, by all consumers; false if the kernel ends.
-GPU_FN bool ark_run(ark_shared& shared, uint32_t& slot) {
+GPU_FN bool ark_run(ark_shared& shared) {
 #pragma unroll 1
   for (;;) {
     if (gpu_kernel_thread() == 0) ark_enter_turn(shared);
     gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
     const uint32_t gate = shared.worker.gate;
     if (gate != ARK_GO) return gate == ARK_OVER;
-    if (!ark_walk(shared, slot)) return false;
-    // The leader's words for the next turn are not written before these are read.
-    gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
+    if (!ark_walk(shared)) return false;
   }
 }
 
 GPU_FN void ark_consume(ark_shared& shared) {
-  const bool is_leader = gpu_kernel_thread() == 0;
-  uint32_t slot = 0;
 #pragma unroll 1
   for (;;) {
-    if (is_leader) ark_take(shared);
+    if (gpu_kernel_thread() == 0) ark_take(shared);
     gpu_barrier(ARK_COMMAND_BARRIER, ARK_THREADS);
     if (shared.worker.is_exit) return;
-    const bool is_done = ark_run(shared, slot);
+    const bool is_done = ark_run(shared);
+    const bool is_leader = gpu_kernel_thread() == 0;
     if (is_leader && !is_done) ark_ring_close(shared.ring);
     gpu_barrier(ARK_COMMAND_BARRIER, ARK_THREADS);
     // After an abort the next ark_take sees it.
@@ -326,6 +342,7 @@ GPU_KERNEL(ark_kernel, ARK_THREADS) {
   if (gpu_kernel_thread() == 0) {
     shared.worker.index = gpu_block();
     shared.worker.sequence = 0;
+    shared.worker.slot = 0;
     for (uint32_t m = 0; m < ARK_MAX_METHODS; ++m) shared.turns[m] = 0;
     ark_ring_init(shared.ring);
   }

@@ -76,7 +76,11 @@ class CommandRing:
         self._rows = commands.reshape(-1).view(np.uint8).data
         self._collected = 0
         self._results: list[int] = []
-        self.posted = 0
+
+    @property
+    def posted(self) -> int:
+        """Sequence number of the last command: the very word that the kernel sees."""
+        return int(self._host["posted"][0])
 
     @property
     def completed(self) -> int:
@@ -95,25 +99,27 @@ class CommandRing:
 
     def post(self, command: Command) -> None:
         """Let the kernel see a command."""
-        workers = self._plan.target.worker_count
-        self.posted += 1
-        write_command(self._rows, self.posted, self._plan, self._tables, command, workers)
-        self._host["posted"] = self.posted
+        workers, sequence = self._plan.target.worker_count, self.posted + 1
+        write_command(self._rows, sequence, self._plan, self._tables, command, workers)
+        self._host["posted"] = sequence
 
     def post_exit(self) -> None:
         """Let the kernel exit after what was posted."""
-        self.posted += 1
-        zeros = (0,) * abi.MAX_SCALARS
-        row = command_offset(self.posted)
+        sequence, zeros = self.posted + 1, (0,) * abi.MAX_SCALARS
+        row = command_offset(sequence)
         _COMMAND.pack_into(self._rows, row, 0, 0, 0, abi.EXIT, 0, 0, *zeros)
-        self._host["posted"] = self.posted
+        self._host["posted"] = sequence
 
     def collect(self) -> None:
         """Keep the results of all commands that are done."""
-        while self._collected < self.completed:
-            self._collected += 1
-            start = command_offset(self._collected) + DONE_OFFSET
-            self._results.append(int.from_bytes(self._rows[start : start + 8], "little"))
+        last = self.completed
+        new = [self._done(sequence) for sequence in range(self._collected + 1, last + 1)]
+        # Together: Ctrl-C comes before both or after them.
+        self._results, self._collected = self._results + new, last
+
+    def _done(self, sequence: int) -> int:
+        start = command_offset(sequence) + DONE_OFFSET
+        return int.from_bytes(self._rows[start : start + 8], "little")
 
     def take_results(self) -> list[int]:
         """Iterations done by each command since the last call."""

@@ -5,7 +5,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,11 @@ from ark_dist.launch.trace import add_to_trace_file
 EXIT_S = 10.0
 # How often a wait asks CUDA whether the kernel is still there.
 LOOK_S = 1e-3
-# The kernel's own watchdog names what holds it up. The host's comes later: it is for kernels that
-# can't, because all workers compute, or none ever started.
-HOST_LIMITS, LOOKS_PER_LIMIT = 1.5, 8
+# The kernel's own watchdog, which takes up to two limits, names what holds it up. The host's comes
+# later: it is for kernels that can't, because all workers compute and none waits.
+HOST_LIMITS, LOOKS_PER_LIMIT = 2.5, 8
+# It looks once per second at least.
+MAX_LOOK_S = 1.0
 
 Progress = tuple[int, bytes]
 
@@ -171,6 +173,7 @@ class CudaDevice:
         function = gpu.function(module, "ark_kernel", shared_bytes)
         room = gpu.ctas_per_sm(function, THREADS, shared_bytes) * self._properties.worker_count
         if room < workers:
+            gpu.unload(path, module)
             raise ArkError(
                 f"program {self.plan.name!r}: {workers} blocks of {THREADS} threads and "
                 f"{shared_bytes} bytes of shared memory were planned, GPU {gpu.id} takes {room} "
@@ -217,9 +220,14 @@ class CudaDevice:
         # Before the launch: Ctrl-C must not leave a kernel that nobody knows of.
         program.running = _Running(arenas, blocks, ring)
         gpu.hold(program, self.plan.name, workers)
-        with self._forgetting_faults():
-            gpu.launch(program.function, workers, THREADS, program.shared_bytes)
-            self._await_start(program.running)
+        try:
+            with self._forgetting_faults():
+                gpu.launch(program.function, workers, THREADS, program.shared_bytes)
+                self._await_start(program.running)
+        except BaseException:
+            # A launch can't be taken back: the kernel shall exit as soon as it starts.
+            self.abort()
+            raise
 
     def _await_start(self, running: _Running) -> None:
         """Wait until the kernel is there, and compare the clocks."""
@@ -227,7 +235,6 @@ class CudaDevice:
         while not running.word("started_ns"):
             waited_s = time.monotonic() - began
             if running.arenas.gpu.has_exited() or waited_s > self._settings.timeout_s:
-                running.abort()
                 raise StallError(
                     f"rank {self.plan.rank}: the kernel did not start within "
                     f"{self._settings.timeout_s:g} s; what else runs on GPU {self._gpu_id} "
@@ -280,14 +287,14 @@ class CudaDevice:
             raise self._failure(running)
         if now < running.look_at:
             return
-        running.look_at = now + limit_s / LOOKS_PER_LIMIT
+        running.look_at = now + min(limit_s / LOOKS_PER_LIMIT, MAX_LOOK_S)
         statuses = running.read("statuses")
         if int(running.read("control")["abort"][0]) != abi.RUNNING:
             running.aborted_at = running.aborted_at or now
             if now - running.aborted_at > EXIT_S:
                 raise self._stuck(statuses)
             return
-        steps = statuses[["turn", "task", "method"]].tobytes()
+        steps = b"".join(statuses[name].tobytes() for name in ("turn", "task", "method"))
         if running.progress != (running.ring.completed, steps):
             running.progress, running.progress_at = (running.ring.completed, steps), now
         elif now - running.progress_at > HOST_LIMITS * limit_s:
@@ -313,7 +320,9 @@ class CudaDevice:
         """End the kernel at once; a wait() in another thread raises then."""
         running = self._program.running if self._program is not None else None
         if running is not None:
-            running.abort()
+            # After a fault there is nothing to end; stop() tells of it.
+            with suppress(GpuFaultError):
+                running.abort()
 
     def stop(self) -> None:
         """Let the kernel exit; commands that are not done are dropped."""

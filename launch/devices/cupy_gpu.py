@@ -178,8 +178,8 @@ class Gpu:
             if error.status == OUT_OF_MEMORY:
                 raise self._too_large(what, error) from error
             raise GpuFaultError(
-                f"GPU {self.id}: {what} failed: {error}; after a fault of a kernel the GPU serves "
-                "this process no more: start a new one"
+                f"GPU {self.id}: {what} failed: {error}; if a kernel's fault is behind it, the GPU "
+                "serves this process no more: start a new one"
             ) from error
 
     def _too_large(self, what: str, error: Exception) -> MemoryLimitError:
@@ -219,7 +219,7 @@ class Gpu:
             self._staging[:] = byte
             for start in range(0, size_bytes, STAGING_BYTES):
                 self._send(target + start, self._staging, min(STAGING_BYTES, size_bytes - start))
-            self._finish_copies()
+                self._finish_copies()
 
     def copy_out(self, source: Any, data: npt.NDArray[Any]) -> None:  # noqa: ANN401
         """Copy from the GPU into a contiguous array."""

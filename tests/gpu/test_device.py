@@ -5,16 +5,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ark_dist.core.dtype import DTYPES
 from ark_dist.core.errors import DeviceNotFoundError
 from ark_dist.core.settings import read_settings
-from ark_dist.launch.devices.cupy_gpu import STAGING_BYTES, Gpu, GpuProperties, gpu_properties
+from ark_dist.launch.devices.cupy_gpu import Gpu, GpuProperties, gpu_properties
 from tests.cuda_cases import CASES, Planner, opened
 from tests.cuda_programs import (
-    CONFIGS,
+    check_copies,
     early_end_of_generation,
     greedy_tokens,
     operators,
@@ -22,6 +21,7 @@ from tests.cuda_programs import (
 )
 from tests.emulated import gpu_plan
 from tests.lifecycle_models import NEVER, looping, set_stop
+from tests.test_emulated_transformer import CONFIGS
 from tests.test_gpu_trace import check_trace
 
 
@@ -42,18 +42,7 @@ def planner(request: pytest.FixtureRequest, gpu: GpuProperties) -> Planner:
 
 
 def test_copies_of_all_sizes_arrive(gpu: GpuProperties) -> None:
-    rng, device = np.random.default_rng(0), Gpu(0)
-    sizes = (1, 3, 255, STAGING_BYTES - 1, STAGING_BYTES, 2 * STAGING_BYTES + 5)
-    for size in sizes:
-        data = rng.integers(0, 256, size, np.uint8)
-        memory, found = device.alloc(size), np.zeros(size, np.uint8)
-        assert memory.ptr % 256 == 0
-        device.copy_in(memory, data)
-        device.copy_out(memory, found)
-        assert np.array_equal(found, data)
-        device.fill(memory, size, 0xFF)
-        device.copy_out(memory, found)
-        assert (found == 0xFF).all()
+    check_copies(Gpu(0))
 
 
 @pytest.mark.parametrize("name", CASES)
