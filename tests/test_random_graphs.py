@@ -16,7 +16,7 @@ from ark_dist.launch.session import Session, SessionOptions
 from ark_dist.scheduler.plan import PlanOptions, make_plan
 from tests.emulated import gpu_plan
 from tests.random_graphs import RandomModel, fill, random_model
-from tests.random_oracle import Oracle
+from tests.random_oracle import Oracle, tolerance
 
 SEEDS = range(
     int(os.environ.get("ARK_TEST_FIRST", "0")), int(os.environ.get("ARK_TEST_SEEDS", "200"))
@@ -57,7 +57,8 @@ def _check(session: Session, model: RandomModel, seed: int, label: str) -> dict[
                 for value in (*model.outputs[method.name], *model.states):
                     found = session.read(value.view)
                     wanted = oracle.view(value.view)
-                    limit = oracle.allowed_error(value.view.dtype.name)
+                    largest = float(np.abs(wanted).max(initial=0))
+                    limit = tolerance(value.view.dtype.name, largest)
                     error = float(
                         np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max(initial=0)
                     )

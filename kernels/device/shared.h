@@ -5,9 +5,15 @@
 constexpr uint32_t ARK_CONSUMERS = 256;
 constexpr uint32_t ARK_WARPS = ARK_CONSUMERS / GPU_WARP;
 constexpr uint32_t ARK_THREADS = ARK_CONSUMERS + GPU_WARP;
-// Barriers: of the consumers, and of all threads.
+// Where groups of 4 warps can pass registers on, the producer is one of 4 that give theirs away.
+constexpr uint32_t ARK_LAUNCHED = GPU_HAS_SETMAXNREG ? ARK_CONSUMERS + 4 * GPU_WARP : ARK_THREADS;
+constexpr int ARK_PRODUCER_REGISTERS = 40, ARK_CONSUMER_REGISTERS = 232;
+static_assert(4 * GPU_WARP * ARK_PRODUCER_REGISTERS + ARK_CONSUMERS * ARK_CONSUMER_REGISTERS <= 65536,
+              "what a multiprocessor has");
+// Barriers: of the consumers, of these and the producer, and of all that are launched.
 constexpr int ARK_COMPUTE_BARRIER = 1;
 constexpr int ARK_COMMAND_BARRIER = 2;
+constexpr int ARK_START_BARRIER = 3;
 // At most this many methods in one program; `emit` checks it.
 constexpr uint32_t ARK_MAX_METHODS = 64;
 constexpr int64_t ARK_NEVER = int64_t(1) << 62;

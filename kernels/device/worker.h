@@ -335,7 +335,7 @@ GPU_FN void ark_produce(ark_shared& shared) {
   ark_drain_slots(shared.ring, slot);
 }
 
-GPU_KERNEL(ark_kernel, ARK_THREADS) {
+GPU_KERNEL(ark_kernel, ARK_LAUNCHED) {
   ark_shared& shared = ark_here();
   if (gpu_kernel_thread() == 0 && gpu_block() == 0)
     gpu_store_relaxed_system(&ark_host_words()->started_ns, gpu_clock_ns());
@@ -346,11 +346,14 @@ GPU_KERNEL(ark_kernel, ARK_THREADS) {
     for (uint32_t m = 0; m < ARK_MAX_METHODS; ++m) shared.turns[m] = 0;
     ark_ring_init(shared.ring);
   }
-  gpu_barrier(ARK_COMMAND_BARRIER, ARK_THREADS);
-  if (gpu_kernel_thread() < ARK_CONSUMERS)
+  gpu_barrier(ARK_START_BARRIER, ARK_LAUNCHED);
+  if (gpu_kernel_thread() < ARK_CONSUMERS) {
+    gpu_set_max_registers_inc<ARK_CONSUMER_REGISTERS>();
     ark_consume(shared);
-  else
-    ark_produce(shared);
+  } else {
+    gpu_set_max_registers_dec<ARK_PRODUCER_REGISTERS>();
+    if (gpu_kernel_thread() < ARK_THREADS) ark_produce(shared);
+  }
   // An aborted kernel is asked afterwards what its workers were doing.
   if (gpu_kernel_thread() == 0 && !ark_is_aborted())
     gpu_store_relaxed(&ark_my_status()->phase, ARK_EXITED);

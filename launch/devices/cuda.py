@@ -171,11 +171,12 @@ class CudaDevice:
         module = gpu.load(path)
         # Finding the function loads it: CUDA puts that off, and must not when a kernel is resident.
         function = gpu.function(module, "ark_kernel", shared_bytes)
-        room = gpu.ctas_per_sm(function, THREADS, shared_bytes) * self._properties.worker_count
+        threads = THREADS[arch]
+        room = gpu.ctas_per_sm(function, threads, shared_bytes) * self._properties.worker_count
         if room < workers:
             gpu.unload(path, module)
             raise ArkError(
-                f"program {self.plan.name!r}: {workers} blocks of {THREADS} threads and "
+                f"program {self.plan.name!r}: {workers} blocks of {threads} threads and "
                 f"{shared_bytes} bytes of shared memory were planned, GPU {gpu.id} takes {room} "
                 "at once; use fewer workers"
             )
@@ -222,7 +223,8 @@ class CudaDevice:
         gpu.hold(program, self.plan.name, workers)
         try:
             with self._forgetting_faults():
-                gpu.launch(program.function, workers, THREADS, program.shared_bytes)
+                threads = THREADS[self.plan.target.arch]
+                gpu.launch(program.function, workers, threads, program.shared_bytes)
                 self._await_start(program.running)
         except BaseException:
             # A launch can't be taken back: the kernel shall exit as soon as it starts.

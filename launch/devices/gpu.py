@@ -13,8 +13,8 @@ from ark_dist.kernels.emit import Tables
 from ark_dist.launch.trace import TraceEvent
 
 Memory = npt.NDArray[np.void]
-# ARK_THREADS in kernels/device/shared.h.
-THREADS = 288
+# ARK_LAUNCHED in kernels/device/shared.h, by architecture: threads of a CTA.
+THREADS = {"sm_80": 288, "sm_90a": 384, "sm_100a": 384}
 # Nanoseconds of a longer limit do not fit 63 bits together with the clock.
 MAX_TIMEOUT_S = 1e9
 NEVER = 1 << 62

@@ -23,6 +23,7 @@
 #define GPU_EMULATED_ARCH 90
 #endif
 #define GPU_HAS_BULK (GPU_EMULATED_ARCH >= 90)
+#define GPU_HAS_SETMAXNREG (GPU_EMULATED_ARCH >= 90)
 
 struct alignas(16) gpu_vec4 {
   uint32_t x, y, z, w;
