@@ -169,10 +169,12 @@ def _variant(
         truths = ", ".join(map(_truth, along))
         text = f"ark_matmul_tensor<{a.c_name}, {tile}, {truths}>"
         return f"{text}(scratch, a0, a1, shape, prologue, epilogue)", tile.scratch_bytes, (), ()
-    side = 8 if product.m > 64 and product.n > 64 else 4
+    rows = 8 if product.m > 64 and product.n > 64 else 4
+    # 64 sums and what they are made of are more registers than sm_80 has to give.
+    columns = 4 if arch == "sm_80" else rows
     # Two stages of 16 lines of both operands, each line a little longer.
-    scratch_bytes = 2 * 16 * 2 * (16 * side + 4) * 4
-    text = f"ark_matmul_plain<{types}, ark_plain_tile<{side}, {side}>>"
+    scratch_bytes = 2 * 16 * (16 * (rows + columns) + 8) * 4
+    text = f"ark_matmul_plain<{types}, ark_plain_tile<{rows}, {columns}>>"
     return f"{text}(scratch, a0, a1, shape, prologue, epilogue)", scratch_bytes, (), ()
 
 

@@ -35,7 +35,7 @@ struct config_t {
 GPU_CONSTANT config_t config;
 
 GPU_KERNEL(words, 384) {
-  uint64_t* w = gpu_global(config.words);
+  uint64_t* w = gpu_global_pointer<uint64_t>(gpu_global_address(config.words));
   uint32_t* h = gpu_global(config.half_words);
   const uint32_t* abort = gpu_global(config.abort);
   uint32_t* flag = reinterpret_cast<uint32_t*>(gpu_smem());
