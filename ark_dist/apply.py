@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ark_dist.core.dtype import DTypeLike, as_dtype
+from ark_dist.core.names import checked_name
 from ark_dist.core.op import AttrValue, Op, find_op
 
 if TYPE_CHECKING:
     from ark_dist.model import Model
     from ark_dist.ops import ModelOps
     from ark_dist.tensors import Tensor
+
+NUMBERS = (bool, int, float, np.number, np.bool_)
 
 
 def apply(
@@ -39,6 +42,8 @@ def apply(
     given = _given(op, inputs)
     target = model if model is not None else _model_of(op_name, given)
     assert isinstance(target, Model)
+    if name is not None:
+        _check_name(op_name, name)
     return target.apply_op(op_name, given, attrs, output=output, name=name, deps=deps)
 
 
@@ -63,6 +68,13 @@ def apply_parts(
     return [target.apply_op(op_name, [input], {**attrs, "part": part}) for part in range(count)]
 
 
+def _check_name(op_name: str, name: object) -> None:
+    try:
+        checked_name(name)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{op_name}: {error}") from None
+
+
 def _attributes(op: Op, given: Mapping[str, object]) -> dict[str, AttrValue]:
     """The attributes among what was given, as nodes keep them."""
     return {
@@ -77,7 +89,15 @@ def _given(op: Op, inputs: Sequence[object]) -> tuple[object, ...]:
     for argument in op.arguments:
         if argument.is_list:
             return _listed(op.name, argument.name, inputs[0])
-    names = [a.name for a in op.arguments if a.is_tensor]
+    arguments = [a for a in op.arguments if a.is_tensor]
+    for argument, item in zip(arguments, inputs, strict=True):
+        # A number takes the dtype of the tensor beside it, as in `2 - x`; indices have their own.
+        is_apart = argument.dtype is not None and argument.annotation == "Tensor"
+        if is_apart and isinstance(item, NUMBERS):
+            raise TypeError(
+                f"{op.name}: {argument.name} is {item!r}; it must be a tensor of {argument.dtype}"
+            )
+    names = [a.name for a in arguments]
     required = sum(a.is_tensor and not a.is_optional for a in op.arguments)
     given = list(inputs)
     while len(given) > required and given[-1] is None:
@@ -93,7 +113,8 @@ def _given(op: Op, inputs: Sequence[object]) -> tuple[object, ...]:
 def _listed(op_name: str, name: str, tensors: object) -> tuple[object, ...]:
     from ark_dist.tensors import Tensor
 
-    if isinstance(tensors, Tensor) or not isinstance(tensors, Iterable):
+    # Walking a tensor would give its rows. An array of no dimensions only looks iterable.
+    if isinstance(tensors, (Tensor, np.ndarray)) or not isinstance(tensors, Iterable):
         raise TypeError(
             f"{op_name}: {name} is a {type(tensors).__name__}; it must be a sequence of tensors, "
             "such as [x, y]"
@@ -140,6 +161,13 @@ def _as_int(value: object) -> int:
     return operator.index(value)  # type: ignore[arg-type]  # raises TypeError itself
 
 
+def _as_int64(value: object) -> int:
+    number = _as_int(value)
+    if not -(2**63) <= number < 2**63:  # as plans and generated code have it
+        raise OverflowError
+    return number
+
+
 def _as_float(value: object) -> float:
     if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
         raise TypeError
@@ -177,7 +205,7 @@ def _as_dtype_name(value: object) -> str:
 
 # Annotation in an operator's record -> how the value is stored, and what a caller may give.
 CONVERTERS: dict[str, tuple[Callable[[object], AttrValue], str]] = {
-    "int": (_as_int, "an integer"),
+    "int": (_as_int64, "an integer of at most 64 bits"),
     "float": (_as_float, "a number"),
     "bool": (_as_bool, "True or False"),
     "str": (_as_str, "a string"),

@@ -250,6 +250,12 @@ class Model(ModelOps):
             raise TypeError(f"{op_name}: output is {output!r}; it must be a tensor")
         if isinstance(deps, Tensor):
             raise TypeError(f"{op_name}: deps is a tensor; it must be a sequence, such as [x]")
+        try:
+            deps = tuple(deps)
+        except TypeError:
+            raise TypeError(
+                f"{op_name}: deps is {deps!r}; it must be a sequence of tensors, such as [x]"
+            ) from None
         for dep in deps:
             if not isinstance(dep, Tensor):
                 raise TypeError(f"{op_name}: found {dep!r} among deps; wanted tensors")

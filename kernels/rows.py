@@ -1,7 +1,7 @@
 """Records of operators that work along dimensions: softmax, norms, running sums, reductions."""
 
 from collections.abc import Callable
-from math import inf, prod
+from math import prod
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from ark_dist.kernels.rules import (
     LINE_ELEMENTS,
     check_dtypes,
     int_attr,
+    is_fp32,
     map_cost,
     moved_bytes,
     parts_worth,
@@ -78,7 +79,8 @@ def row_op(
             value = attrs.get(argument.name)
             if argument.annotation == "float" and not _is_size(value):
                 raise ValueError(
-                    f"{name}: {argument.name} is {value!r}; it must be a number, 0 or more"
+                    f"{name}: {argument.name} is {value!r}; it must be a number, 0 or more, "
+                    "that fp32 can hold"
                 )
         return specs[0]
 
@@ -127,7 +129,7 @@ def row_op(
 
 
 def _is_size(value: AttrValue) -> bool:
-    return isinstance(value, (int, float)) and 0 <= value < inf
+    return isinstance(value, (int, float)) and value >= 0 and is_fp32(value)
 
 
 def _check_vectors(name: str, arguments: tuple[Argument, ...], specs: Specs, axis: int) -> None:

@@ -20,6 +20,8 @@ INPUT = Argument("input", "Tensor", "the tensor to work on", None)
 OTHER = Argument("other", "Operand", "the second tensor, or a number", None)
 # A task should be worth several signals between workers.
 GRAIN_HOPS = 4
+# A list of more tensors than this is a mistake, and takes seconds to make.
+MOST_PARTS = 4096
 # One cache line of the widest type: tiles that share a line slow each other down.
 LINE_ELEMENTS = 64
 
@@ -42,6 +44,25 @@ def int_attr(attrs: Attrs, name: str) -> int:
     value = attrs[name]
     assert isinstance(value, int), f"{name} is {value!r}"
     return value
+
+
+def check_part_count(name: str, count: int) -> int:
+    """Return how many tensors an operator that gives a list makes; ValueError for too many."""
+    if count > MOST_PARTS:
+        raise ValueError(
+            f"{name}: this makes {count} parts, at most {MOST_PARTS} work; make them larger, or "
+            "take those you need with narrow"
+        )
+    return count
+
+
+def is_fp32(value: object) -> bool:
+    """Whether a number is finite in fp32, and not 0 there unless it is 0."""
+    if not isinstance(value, (int, float)):
+        return False
+    with np.errstate(over="ignore"):
+        kept = np.float32(value)
+    return bool(np.isfinite(kept)) and (kept != 0 or value == 0)
 
 
 def spread(out: Shape, parts: int, units: Shape) -> tuple[Box, ...]:

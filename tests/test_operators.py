@@ -163,6 +163,17 @@ def test_every_instruction_set_of_this_machine_gives_the_result(op: str, isa: st
             check(case, inputs, output, isa)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", LADDER)
+def test_every_instruction_set_gives_the_result_of_all_cases(isa: str, dtype: str) -> None:
+    if not can_run(isa):
+        pytest.skip(f"this machine has no {isa}")
+    found = results((dtype,), "cpu", 2, isa)
+    for case, inputs, output in (item for items in found.values() for item in items):
+        check(case, inputs, output, isa)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_casts_give_the_same_bits_on_cpu_as_the_reference(dtype: str) -> None:
     """Rounding is defined, so nothing may differ, NaN's payload aside."""

@@ -1,7 +1,5 @@
 """Mix values by the softmax of queries times keys, with grouped heads."""
 
-from math import inf
-
 import numpy as np
 import numpy.typing as npt
 
@@ -21,7 +19,7 @@ from ark_dist.core.shape import Box, box_shape, full_box
 from ark_dist.core.target import Cost, Target
 from ark_dist.core.view import Spec, View
 from ark_dist.kernels.per_row import check_per_row, per_row, per_row_box
-from ark_dist.kernels.rules import check_dtypes, parts_worth, spread
+from ark_dist.kernels.rules import check_dtypes, is_fp32, parts_worth, spread
 
 SUMMARY = """softmax(query key^T * scale) value, for H query heads in groups that share G key heads.
 
@@ -79,8 +77,10 @@ def result_spec(specs: Specs, attrs: Attrs) -> Spec:
             f"{q.shape[3]}; heads must be a multiple of key heads, and depth at least 1"
         )
     scale = attrs["scale"]
-    if scale is not None and not (isinstance(scale, (int, float)) and -inf < scale < inf):
-        raise ValueError(f"attention: scale is {scale!r}; it must be a finite number or None")
+    if scale is not None and not is_fp32(scale):
+        raise ValueError(
+            f"attention: scale is {scale!r}; it must be a finite number of fp32, or None"
+        )
     if len(specs) == 4:
         check_per_row("attention", "length", specs[3], q.shape[0], ("int32",))
     return Spec((*q.shape[:3], v.shape[3]), q.dtype)

@@ -4,7 +4,7 @@ from ark_dist.core.op import Argument, Attrs, Specs
 from ark_dist.core.shape import Shape, normalize_axis
 from ark_dist.core.view import Spec, View
 from ark_dist.kernels.ops.narrow import narrowed
-from ark_dist.kernels.rules import INPUT, int_attr, view_op
+from ark_dist.kernels.rules import INPUT, check_part_count, int_attr, view_op
 
 
 def _cut(shape: Shape, attrs: Attrs) -> tuple[int, int]:
@@ -32,7 +32,7 @@ def _view(view: View, attrs: Attrs) -> View:
 
 def _parts(specs: Specs, attrs: Attrs) -> int:
     axis, size = _cut(specs[0].shape, attrs)
-    return specs[0].shape[axis] // size
+    return check_part_count("sharding", specs[0].shape[axis] // size)
 
 
 view_op(

@@ -4,7 +4,7 @@ from ark_dist.core.op import Argument, Attrs, Specs
 from ark_dist.core.shape import Shape, normalize_axis
 from ark_dist.core.view import Spec, View
 from ark_dist.kernels.ops.narrow import narrowed
-from ark_dist.kernels.rules import INPUT, int_attr, view_op
+from ark_dist.kernels.rules import INPUT, check_part_count, int_attr, view_op
 
 SUMMARY = """Cut a tensor into parts along dimension `axis`, without copying.
 
@@ -22,12 +22,15 @@ def _sizes(shape: Shape, attrs: Attrs) -> tuple[int, list[int]]:
                 f"split: parts {wanted} have {sum(wanted)} elements, dimension {axis} of {shape} "
                 f"has {total}; sizes must be 0 or more and add up"
             )
+        check_part_count("split", len(wanted))
         return axis, list(wanted)
     size = int_attr(attrs, "split_size")
     if size < 1:
         raise ValueError(f"split: split_size is {size}; it must be 1 or more")
     # Of an empty dimension there is one part, as empty.
-    return axis, [min(size, total - start) for start in range(0, max(total, 1), size)]
+    starts = range(0, max(total, 1), size)
+    check_part_count("split", len(starts))
+    return axis, [min(size, total - start) for start in starts]
 
 
 def _infer(specs: Specs, attrs: Attrs) -> Spec:
