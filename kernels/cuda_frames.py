@@ -31,8 +31,7 @@ from ark_dist.kernels.text import scratch_limit
 
 PACK_BYTES = 16
 # Packs that one thread has under way: enough bytes in flight, within its registers.
-PACKS_FEW_OPERANDS, PACKS_MANY_OPERANDS = 2, 2
-FEW_OPERANDS = 4
+PACKS = 2
 # Rows up to this many elements go to a warp each, longer ones to the whole CTA.
 WARP_ROW_ELEMENTS = 1024
 WARPS, THREADS = 8, 256
@@ -107,10 +106,9 @@ def _map_call(lowered: Lowered, box: Box) -> Call:
     nest = nest_of(lowered, box)
     width = _pack_elements(lowered, box)
     count = len(lowered.operands)
-    packs = PACKS_FEW_OPERANDS if count <= FEW_OPERANDS else PACKS_MANY_OPERANDS
     loads, pointers = _map_loads(lowered, nest.strides[-1], width)
     lines = head_lines(lowered, nest)
-    lines += [f"constexpr uint32_t width = {width}, packs = {packs};"]
+    lines += [f"constexpr uint32_t width = {width}, packs = {PACKS};"]
     lines.append("const uint32_t count = nest.count() / width;")
     lines += ["#pragma unroll 1"]
     output = lowered.output.dtype.c_name

@@ -21,9 +21,9 @@ from ark_dist.kernels.lower import Lowered, Nest, matrix_strides
 from ark_dist.kernels.stream import COPY_BYTES, cut_weights, segments
 from ark_dist.kernels.text import SLOT_BYTES
 
-# Rows of A that one warp multiplies from registers, with as many columns as fit beside them.
-FEW_ROWS = 8
-FEW_COLUMNS = {1: 4, 2: 4, 4: 4, 8: 4}
+# Rows of A that one warp multiplies from registers, and the columns whose sums it holds then.
+ROW_COUNTS = (1, 2, 4, 8)
+FEW_ROWS, FEW_COLUMNS = ROW_COUNTS[-1], 4
 # What the rows of A may take of the shared memory, as fp32; longer ones come in parts, or go to
 # the tensor cores.
 FEW_BYTES = 64 * 1024
@@ -148,14 +148,13 @@ def _variant(
     a, b = (o.view.dtype for o in lowered.operands[:2])
     types = f"{a.c_name}, {b.c_name}"
     if product.m <= FEW_ROWS and _rows_bytes(product) <= FEW_BYTES:
-        rows = next(m for m in FEW_COLUMNS if m >= product.m)
-        held = FEW_COLUMNS[rows]
+        rows = next(m for m in ROW_COUNTS if m >= product.m)
         scratch_bytes = _rows_bytes(product) + FEW_EXTRA_BYTES
-        head = f"{types}, {rows}, {held}>"
+        head = f"{types}, {rows}, {FEW_COLUMNS}>"
         if not is_streamed(lowered, box):
             text = f"ark_matvec_direct<{head}(scratch, {scratch_bytes}, a0, a1, shape, prologue, "
             return f"{text}epilogue)", scratch_bytes, (), ()
-        cut, stream = _stream(product, b.itemsize, held, SLOT_BYTES[arch])
+        cut, stream = _stream(product, b.itemsize, SLOT_BYTES[arch])
         at = EXTRAS + 2 * len(lowered.operands)
         pair = f"ark_few_cut{{int(nest.extra({at})), int(nest.extra({at + 1}))}}"
         text = (
@@ -179,9 +178,9 @@ def _variant(
 
 
 def _stream(
-    product: Product, itemsize: int, held: int, slot_bytes: int
+    product: Product, itemsize: int, slot_bytes: int
 ) -> tuple[tuple[int, int], tuple[Stretch, ...]]:
-    cut = cut_weights(product.n, product.k, itemsize, slot_bytes=slot_bytes, held=held)
+    cut = cut_weights(product.n, product.k, itemsize, slot_bytes=slot_bytes, held=FEW_COLUMNS)
     rows = segments(0, product.n, product.k, itemsize, product.b[1] * itemsize, cut)
     stretches = (
         Stretch(1, int(r["source"]), int(r["bytes"]), int(r["count"]), int(r["pitch"]))
@@ -192,7 +191,7 @@ def _stream(
 
 def _rows_bytes(product: Product) -> int:
     """Bytes of the rows of A as fp32, padded to a multiple of 8 elements."""
-    rows = next((m for m in FEW_COLUMNS if m >= product.m), product.m)
+    rows = next((m for m in ROW_COUNTS if m >= product.m), product.m)
     return rows * (-(-product.k // 8) * 8) * 4
 
 

@@ -123,6 +123,7 @@ def row_op(
             kernel=kernel,
             expand=None,
             parts=None,
+            pieces=None,
             is_public=True,
         )
     )
@@ -223,6 +224,7 @@ def reduction(
             kernel=Kernel("reduce", f"ark_{name}"),
             expand=None,
             parts=None,
+            pieces=None,
             is_public=True,
         )
     )

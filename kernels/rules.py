@@ -203,6 +203,7 @@ def map_op(
             kernel=kernel,
             expand=None,
             parts=None,
+            pieces=None,
             is_public=True,
         )
     )
@@ -289,6 +290,7 @@ def view_op(
             kernel=None,
             expand=None,
             parts=parts,
+            pieces=None,
             is_public=True,
         )
     )

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-# ark_segment of kernels/device/ring.h.
-SEGMENT = np.dtype(
-    [("source", "<u8"), ("pitch", "<u8"), ("bytes", "<u4"), ("count", "<u4"), ("unused", "<u8")]
-)
+from ark_dist.core import abi
+
 WARPS = 8  # ARK_RING_WARPS: consumer warps that take slots in turn
 COPY_BYTES = 16  # addresses and sizes of copies are multiples of this
 
@@ -93,4 +91,4 @@ def segments(
                 # Lines without gaps are one copy.
                 run = (size * count, 1) if size == pitch_bytes else (size, count)
                 rows.append((start, pitch_bytes, *run, 0))
-    return np.array(rows, SEGMENT)
+    return np.array(rows, abi.SEGMENT.dtype)

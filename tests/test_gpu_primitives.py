@@ -81,7 +81,7 @@ GPU_KERNEL(values, 384) {
   y[10] = gpu_warp_reduce(y[2], [](float a, float b) { return a > b ? a : b; });
   gpu_sync_warp();
   y[11] = gpu_fma(y[0], y[1], y[2]) + gpu_reciprocal(y[3]) + gpu_rsqrt(y[4]) + gpu_sqrt(y[5]);
-  y[12] = gpu_rint(y[3]) + float(gpu_lane() + gpu_warp() + gpu_block() + gpu_grid());
+  y[12] = y[3] + float(gpu_lane() + gpu_warp() + gpu_block() + gpu_grid());
   y[13] = gpu_bf16_to_float(uint16_t(gpu_lane())) + gpu_fp16_to_float(uint16_t(gpu_lane()));
   y[14] = float(gpu_float_to_bf16(y[3]) + gpu_float_to_fp16(y[4]));
   y[15] = float(gpu_pack_bf16(y[3], y[4]) + gpu_pack_fp16(y[4], y[5]));

@@ -157,8 +157,8 @@ class Op:
     kernel: Kernel | None
     expand: Callable[[Specs, Spec, Attrs, Target], tuple[Step, ...]] | None
     parts: Callable[[Specs, Attrs], int] | None
+    pieces: Callable[[Specs, Attrs, View], tuple[View, ...]] | None
     is_public: bool
-    pieces: Callable[[Specs, Attrs, View], tuple[View, ...]] | None = None
 
 
 OPS: dict[str, Op] = {}

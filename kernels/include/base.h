@@ -28,21 +28,17 @@ struct ark_fp16 {
 ARK_FN float ark_fp16_to_float(ark_fp16 x) { return gpu_fp16_to_float(x.bits); }
 ARK_FN ark_fp16 ark_float_to_fp16(float x) { return ark_fp16{gpu_float_to_fp16(x)}; }
 ARK_FN float ark_sqrt(float x) { return gpu_sqrt(x); }
-ARK_FN float ark_rint(float x) { return gpu_rint(x); }
 #else
 typedef _Float16 ark_fp16;
 ARK_FN float ark_fp16_to_float(ark_fp16 x) { return float(x); }
 ARK_FN ark_fp16 ark_float_to_fp16(float x) { return ark_fp16(x); }
 ARK_FN float ark_sqrt(float x) { return __builtin_sqrtf(x); }
-ARK_FN float ark_rint(float x) { return __builtin_rintf(x); }
 #endif
 
 // Brain float: the upper half of an fp32.
 struct ark_bf16 {
   uint16_t bits;
 };
-
-struct ark_no_params {};
 
 ARK_FN uint32_t ark_bits(float x) { return __builtin_bit_cast(uint32_t, x); }
 ARK_FN float ark_from_bits(uint32_t x) { return __builtin_bit_cast(float, x); }

@@ -279,6 +279,7 @@ register(
         ),
         expand=_expand,
         parts=None,
+        pieces=None,
         is_public=True,
     )
 )

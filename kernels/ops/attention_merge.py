@@ -70,6 +70,7 @@ register(
         kernel=Kernel("tile", "ark_attention_merge", scratch=_scratch),
         expand=None,
         parts=None,
+        pieces=None,
         is_public=False,
     )
 )

@@ -88,6 +88,7 @@ register(
         ),
         expand=None,
         parts=None,
+        pieces=None,
         is_public=False,
     )
 )

@@ -45,6 +45,7 @@ register(
         kernel=Kernel("control", "ark_command_scalar"),
         expand=None,
         parts=None,
+        pieces=None,
         is_public=False,
     )
 )

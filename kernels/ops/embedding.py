@@ -65,6 +65,7 @@ register(
         kernel=Kernel("gather", "ark_embedding", failure=FAILURE),
         expand=None,
         parts=None,
+        pieces=None,
         is_public=True,
     )
 )

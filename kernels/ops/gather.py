@@ -83,6 +83,7 @@ register(
         kernel=Kernel("tile", "ark_gather", params=("axis",), failure=FAILURE),
         expand=None,
         parts=None,
+        pieces=None,
         is_public=True,
     )
 )

@@ -124,6 +124,7 @@ register(
         kernel=Kernel("tile", "ark_im2col", params=_NAMES),
         expand=None,
         parts=None,
+        pieces=None,
         is_public=True,
     )
 )

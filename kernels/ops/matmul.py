@@ -238,6 +238,7 @@ register(
         kernel=Kernel("matmul", "ark_matmul"),
         expand=_expand,
         parts=None,
+        pieces=None,
         is_public=True,
     )
 )

@@ -44,6 +44,7 @@ register(
         kernel=Kernel("matmul", "ark_matmul"),
         expand=None,
         parts=None,
+        pieces=None,
         is_public=False,
     )
 )

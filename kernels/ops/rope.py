@@ -145,6 +145,7 @@ register(
         kernel=Kernel("tile", "ark_rope", params=("interleaved",), failure=FAILURE),
         expand=None,
         parts=None,
+        pieces=None,
         is_public=True,
     )
 )

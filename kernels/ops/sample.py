@@ -242,6 +242,7 @@ register(
         kernel=Kernel("tile", "ark_sample", scratch=_scratch, cuda=_cuda),
         expand=None,
         parts=None,
+        pieces=None,
         is_public=True,
     )
 )

@@ -124,6 +124,7 @@ register(
         kernel=Kernel("tile", "ark_scatter", params=("axis",), is_in_place=True, failure=FAILURE),
         expand=None,
         parts=None,
+        pieces=None,
         is_public=True,
     )
 )

@@ -53,6 +53,7 @@ register(
         kernel=Kernel("control", "ark_stop_when"),
         expand=None,
         parts=None,
+        pieces=None,
         is_public=True,
     )
 )

@@ -13,6 +13,10 @@ from ark_dist.launch.machine import Command
 
 Memory = npt.NDArray[Any]
 
+# Nanoseconds of a longer limit do not fit 63 bits together with the clock.
+MAX_TIMEOUT_S = 1e9
+NEVER = 1 << 62
+
 _COMMAND = struct.Struct(f"<QqqIIQ{abi.MAX_SCALARS}Q")
 _COMMAND_BYTES = abi.COMMAND.dtype.itemsize
 # Of `done`, the iterations done, in a record.

@@ -19,7 +19,13 @@ from ark_dist.core.settings import Settings
 from ark_dist.kernels.emit import Tables, emit_cpu
 from ark_dist.launch.compile import compile_source, load_library
 from ark_dist.launch.cpuinfo import can_run
-from ark_dist.launch.devices.commands import DONE_OFFSET, command_offset, write_command
+from ark_dist.launch.devices.commands import (
+    DONE_OFFSET,
+    MAX_TIMEOUT_S,
+    NEVER,
+    command_offset,
+    write_command,
+)
 from ark_dist.launch.devices.report import failure_text, stall_text
 from ark_dist.launch.machine import Command
 from ark_dist.launch.memory import Arenas, allocate
@@ -32,9 +38,6 @@ IDLE_SPIN_NS = 50_000
 TRACE_ROWS = 1 << 16
 # How long a stopped kernel may take to leave its loops.
 EXIT_S = 10.0
-# Nanoseconds of a longer limit do not fit 63 bits together with the clock.
-MAX_TIMEOUT_S = 1e9
-NEVER = 1 << 62
 
 _SEQUENCE = struct.Struct("<Q")
 

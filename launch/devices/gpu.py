@@ -10,14 +10,12 @@ from ark_dist.core import abi
 from ark_dist.core.plan import ARENAS, Plan
 from ark_dist.core.settings import Settings
 from ark_dist.kernels.emit import Tables
+from ark_dist.launch.devices.commands import MAX_TIMEOUT_S, NEVER
 from ark_dist.launch.trace import TraceEvent
 
 Memory = npt.NDArray[np.void]
 # ARK_LAUNCHED in kernels/device/shared.h, by architecture: threads of a CTA.
 THREADS = {"sm_80": 288, "sm_90a": 384, "sm_100a": 384}
-# Nanoseconds of a longer limit do not fit 63 bits together with the clock.
-MAX_TIMEOUT_S = 1e9
-NEVER = 1 << 62
 # Tasks that a trace keeps per worker: the last ones; a power of 2.
 TRACE_ROWS = 1 << 14
 # How much faster one of two clocks may be.

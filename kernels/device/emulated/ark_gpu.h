@@ -308,7 +308,6 @@ GPU_FN uint64_t gpu_clock_ns() { return emu_clock_ns(); }
 GPU_FN float gpu_fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 GPU_FN float gpu_reciprocal(float x) { return 1.0f / x; }
 GPU_FN float gpu_sqrt(float x) { return __builtin_sqrtf(x); }
-GPU_FN float gpu_rint(float x) { return __builtin_rintf(x); }
 GPU_FN float gpu_rsqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
 
 // Bit patterns of 16-bit floats; rounding to nearest even, every NaN becomes 0x7fff.

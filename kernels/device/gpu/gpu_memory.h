@@ -203,7 +203,6 @@ GPU_FN float gpu_rsqrt(float x) {
 }
 
 GPU_FN float gpu_sqrt(float x) { return __fsqrt_rn(x); }
-GPU_FN float gpu_rint(float x) { return rintf(x); }
 
 // Bit patterns of 16-bit floats; rounding to nearest even.
 GPU_FN float gpu_bf16_to_float(uint16_t bits) { return __uint_as_float(uint32_t(bits) << 16); }
