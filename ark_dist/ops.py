@@ -166,7 +166,8 @@ def attention(
     """softmax(query key^T * scale) value, for H query heads in groups that share G key heads.
 
     `query` is (B, T, H, D), `key` (B, S, G, D) and `value` (B, S, G, Dv), where H is a multiple of
-    G; the result is (B, T, H, Dv). Sums are fp32, and nothing overflows.
+    G; the result is (B, T, H, Dv) (Vaswani et al. 2017; grouped heads: Ainslie et al. 2023). Sums
+    are fp32, and nothing overflows.
 
     `length`, int32 of shape (), (1,) or (B,), says how many keys are valid in each row of the
     batch, those of these queries included: after an append to a cache it is position + T. Without
@@ -490,7 +491,7 @@ def gelu(
     """Multiply every element with the chance that a normal number is below it.
 
     This is x / 2 * (1 + erf(x / sqrt(2))), or with approximate="tanh" x / 2 * (1 + tanh(sqrt(2 /
-    pi) * (x + 0.044715 * x^3))); 0 of -inf, the limit.
+    pi) * (x + 0.044715 * x^3))); 0 of -inf, the limit (Hendrycks and Gimpel 2016).
 
     Args:
         input: the tensor to work on.
@@ -1188,7 +1189,7 @@ def rope(
     run with a TaskError.
 
     `other` is fp32 or has the dtype of `input`. Make it in float64: an angle of 100,000 radians has
-    no fraction left in fp32.
+    no fraction left in fp32. Su et al. 2021.
 
     Args:
         input: the tensor to work on.
@@ -1245,9 +1246,10 @@ def sample(
     `top_p` of 1 or more leave nothing out. Where a logit is NaN or infinite the first such is
     taken.
 
-    Noise is a function of seed, row, `position` and index alone (Philox4x32-10), so that a result
-    can be had again. All but the logits may change from iteration to iteration: numbers, or one-
-    element tensors, or tensors of shape (B,) with one value for each row.
+    Noise is a function of seed, row, `position` and index alone (Philox4x32-10, Salmon et al.
+    2011), so that a result can be had again. With `top_p` this is nucleus sampling (Holtzman et al.
+    2020). All but the logits may change from iteration to iteration: numbers, or one-element
+    tensors, or tensors of shape (B,) with one value for each row.
 
     Args:
         input: the tensor to work on.
@@ -1381,6 +1383,8 @@ def sigmoid(input: Tensor, *, output: Tensor | None = None, name: str | None = N
 
 def silu(input: Tensor, *, output: Tensor | None = None, name: str | None = None) -> Tensor:
     """Take x / (1 + exp(-x)) of every element x, also called swish; 0 of -inf, the limit.
+
+    Elfwing, Uchibe and Doya 2018.
 
     Args:
         input: the tensor to work on.

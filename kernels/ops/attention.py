@@ -24,7 +24,8 @@ from ark_dist.kernels.rules import check_dtypes, is_fp32, parts_worth, spread
 SUMMARY = """softmax(query key^T * scale) value, for H query heads in groups that share G key heads.
 
 `query` is (B, T, H, D), `key` (B, S, G, D) and `value` (B, S, G, Dv), where H is a multiple of G;
-the result is (B, T, H, Dv). Sums are fp32, and nothing overflows.
+the result is (B, T, H, Dv) (Vaswani et al. 2017; grouped heads: Ainslie et al. 2023). Sums are
+fp32, and nothing overflows.
 
 `length`, int32 of shape (), (1,) or (B,), says how many keys are valid in each row of the batch,
 those of these queries included: after an append to a cache it is position + T. Without it all S

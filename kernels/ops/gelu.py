@@ -12,7 +12,8 @@ FORMS = ("none", "tanh")
 SUMMARY = """Multiply every element with the chance that a normal number is below it.
 
 This is x / 2 * (1 + erf(x / sqrt(2))), or with approximate="tanh"
-x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))); 0 of -inf, the limit."""
+x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))); 0 of -inf, the limit
+(Hendrycks and Gimpel 2016)."""
 
 
 def _check(attrs: Attrs) -> None:

@@ -30,7 +30,7 @@ the table; `position` is int32 of shape (), (1,) or (B,). A row outside of the t
 with a TaskError.
 
 `other` is fp32 or has the dtype of `input`. Make it in float64: an angle of 100,000 radians has
-no fraction left in fp32."""
+no fraction left in fp32. Su et al. 2021."""
 Floats = npt.NDArray[np.float64]
 FAILURE = "position {value} is outside the table of {limit} rows"
 

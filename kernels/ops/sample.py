@@ -21,9 +21,10 @@ out, then all but the largest whose probabilities add up to `top_p`; equals stay
 temperature of 0 or less takes the largest, the first of equals. A `top_k` of 0 or less and a
 `top_p` of 1 or more leave nothing out. Where a logit is NaN or infinite the first such is taken.
 
-Noise is a function of seed, row, `position` and index alone (Philox4x32-10), so that a result can
-be had again. All but the logits may change from iteration to iteration: numbers, or one-element
-tensors, or tensors of shape (B,) with one value for each row."""
+Noise is a function of seed, row, `position` and index alone (Philox4x32-10, Salmon et al. 2011),
+so that a result can be had again. With `top_p` this is nucleus sampling (Holtzman et al. 2020). All
+but the logits may change from iteration to iteration: numbers, or one-element tensors, or tensors
+of shape (B,) with one value for each row."""
 
 Ints = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint32]

@@ -4,7 +4,9 @@ import numpy as np
 
 from ark_dist.kernels.rules import Floats, function
 
-SUMMARY = "Take x / (1 + exp(-x)) of every element x, also called swish; 0 of -inf, the limit."
+SUMMARY = """Take x / (1 + exp(-x)) of every element x, also called swish; 0 of -inf, the limit.
+
+Elfwing, Uchibe and Doya 2018."""
 
 
 def _silu(a: Floats) -> Floats:
