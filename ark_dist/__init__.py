@@ -16,6 +16,8 @@ _HOMES = {
         "parameter",
         "rank",
         "scalar",
+        "shard",
+        "stage",
         "state",
         "tensor",
         "world_size",
@@ -52,6 +54,7 @@ _HOMES = {
     "core.layout": ("P",),
     "core.shape": ("Dims",),
     "executor": ("Executor",),
+    "mesh": ("Mesh",),
     "model": ("Model",),
     "module": ("Module",),
     "runtime": ("Runtime",),
@@ -105,6 +108,8 @@ if TYPE_CHECKING:
     from ark_dist.context import parameter as parameter
     from ark_dist.context import rank as rank
     from ark_dist.context import scalar as scalar
+    from ark_dist.context import shard as shard
+    from ark_dist.context import stage as stage
     from ark_dist.context import state as state
     from ark_dist.context import tensor as tensor
     from ark_dist.context import world_size as world_size
@@ -136,6 +141,7 @@ if TYPE_CHECKING:
     from ark_dist.core.layout import P as P
     from ark_dist.core.shape import Dims as Dims
     from ark_dist.executor import Executor as Executor
+    from ark_dist.mesh import Mesh as Mesh
     from ark_dist.model import Model as Model
     from ark_dist.module import Module as Module
     from ark_dist.ops import *  # noqa: F403  all operators; the list is generated

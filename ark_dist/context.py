@@ -176,6 +176,19 @@ def method(name: str) -> AbstractContextManager[None]:
     return current_model().method(name)
 
 
+def stage(index: int) -> AbstractContextManager[None]:
+    """Let the operators of a block run in one pipeline stage of the mesh; see `Model.stage`.
+
+    It counts for the current model.
+    """
+    return current_model().stage(index)
+
+
+def shard(tensor: Tensor, shard: P) -> Tensor:
+    """Say how the mesh cuts a tensor of any model; see `Model.shard`."""
+    return _model_of(tensor).shard(tensor, shard)
+
+
 def _model_of(value: object) -> Model:
     from ark_dist.tensors import Tensor
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ark_dist.context import rank, world_size
 from ark_dist.core.builder import GraphBuilder, Value
 from ark_dist.core.dtype import BOOL, FP32, INT32, DType, DTypeLike, as_dtype
 from ark_dist.core.graph import Graph
@@ -32,7 +33,7 @@ class Model(ModelOps):
     """
 
     def __init__(self, name: str = "model") -> None:
-        self._builder = GraphBuilder(name)
+        self._builder = GraphBuilder(name, rank=rank(), world_size=world_size())
         self._binding: Binding | None = None
         self._labels: dict[int, str] = {}
 
@@ -216,6 +217,39 @@ class Model(ModelOps):
             yield
         finally:
             self._builder.select_method(before)
+
+    @contextmanager
+    def stage(self, index: int) -> Iterator[None]:
+        """Let the operators of this block run in pipeline stage `index`, counted from 0.
+
+        Raises:
+            TypeError: for a stage that is no integer.
+            ValueError: for a negative one.
+        """
+        before = self._builder.select_stage(index)
+        try:
+            yield
+        finally:
+            self._builder.select_stage(before)
+
+    def shard(self, tensor: Tensor, shard: P) -> Tensor:
+        """Say how the mesh cuts a tensor, whoever computes it; returns the tensor.
+
+        Inputs, weights and states can also be made with `shard=`; the last word counts. What
+        operators compute need not be cut by hand: its layout follows from what they read.
+
+        Args:
+            tensor: a whole tensor, no view.
+            shard: for each dimension the mesh axis that cuts it, or None.
+
+        Raises:
+            TypeError: for something else than a tensor and a `P`.
+            ValueError: for a view, or a `P` of another number of dimensions.
+        """
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"shard: found a {type(tensor).__name__}, wanted a tensor")
+        self._builder.shard(tensor.value, shard)
+        return tensor
 
     def keep(self, tensor: Tensor) -> Tensor:
         """Let the host read a tensor after a run, though operators use it; returns it."""

@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 __all__ = [
     "abs",
     "add",
+    "all_gather",
+    "all_reduce",
+    "all_to_all",
     "argmax",
     "attention",
+    "barrier",
+    "broadcast",
     "broadcast_to",
     "cast",
     "concat",
@@ -48,9 +53,11 @@ __all__ = [
     "neg",
     "not_equal",
     "pow",
+    "recv",
     "reduce_max",
     "reduce_mean",
     "reduce_min",
+    "reduce_scatter",
     "reduce_sum",
     "relu",
     "reshape",
@@ -60,6 +67,8 @@ __all__ = [
     "sample",
     "scale",
     "scatter",
+    "send",
+    "send_done",
     "sharding",
     "sigmoid",
     "silu",
@@ -122,6 +131,100 @@ def add(
     return apply("add", input, other, output=output, name=name)
 
 
+def all_gather(
+    input: Tensor,
+    axis: int = 0,
+    ranks: Sequence[int] = (),
+    cuts: Sequence[int] = (),
+    *,
+    output: Tensor | None = None,
+    name: str | None = None,
+) -> Tensor:
+    """Put the tensors of all ranks one after the other along `axis`; all get the result.
+
+    They are in the order of the ranks. They have one shape and dtype, or else `cuts` says where
+    each begins in the result.
+
+    Args:
+        input: the tensor to work on.
+        axis: the dimension that grows; negative counts from the end.
+        ranks: who takes part, increasing; () is all ranks.
+        cuts: where the ranks' tensors begin, and where the last one ends; () is all of one size.
+        output: a state, or a tensor nobody used yet, to write into.
+        name: a name for the result.
+
+    Returns:
+        The result, a tensor of the same model.
+
+    Raises:
+        TypeError: where an argument has the wrong type.
+        ValueError: where shapes or attributes do not fit, or models differ.
+    """
+    return apply("all_gather", input, axis=axis, ranks=ranks, cuts=cuts, output=output, name=name)
+
+
+def all_reduce(
+    input: Tensor,
+    reduce: str = "sum",
+    ranks: Sequence[int] = (),
+    *,
+    output: Tensor | None = None,
+    name: str | None = None,
+) -> Tensor:
+    """Combine the tensors of all ranks element by element; all get the result.
+
+    Each rank gives a tensor of one shape and dtype. `reduce` is "sum", "mean" (floats), "max" or
+    "min" (these of bool too, as any and all). The ranks are combined in order, floats in fp32, so
+    that all get the same bits in every run.
+
+    Args:
+        input: the tensor to work on.
+        reduce: "sum", "max", "min" or "mean".
+        ranks: who takes part, increasing; () is all ranks.
+        output: a state, or a tensor nobody used yet, to write into.
+        name: a name for the result.
+
+    Returns:
+        The result, a tensor of the same model.
+
+    Raises:
+        TypeError: where an argument has the wrong type, or a dtype is none of fp32, fp16, bf16,
+            int32, uint32, int8, uint8, bool.
+        ValueError: where shapes or attributes do not fit, or models differ.
+    """
+    return apply("all_reduce", input, reduce=reduce, ranks=ranks, output=output, name=name)
+
+
+def all_to_all(
+    input: Tensor,
+    axis: int = 0,
+    ranks: Sequence[int] = (),
+    *,
+    output: Tensor | None = None,
+    name: str | None = None,
+) -> Tensor:
+    """Cut each rank's tensor into one piece per rank, and give everybody theirs.
+
+    Dimension `axis` is cut evenly; piece k goes to the group's rank k. The result has the pieces
+    that this rank got, in the order of the ranks they came from.
+
+    Args:
+        input: the tensor to work on.
+        axis: the dimension to cut; negative counts from the end.
+        ranks: who takes part, increasing; () is all ranks.
+        output: a state, or a tensor nobody used yet, to write into.
+        name: a name for the result.
+
+    Returns:
+        The result, a tensor of the same model.
+
+    Raises:
+        TypeError: where an argument has the wrong type.
+        ValueError: where shapes or attributes do not fit, or models differ.
+    """
+    return apply("all_to_all", input, axis=axis, ranks=ranks, output=output, name=name)
+
+
 def argmax(
     input: Tensor,
     axis: int | None = -1,
@@ -159,6 +262,8 @@ def attention(
     length: Tensor | None = None,
     causal: bool = True,
     scale: float | None = None,
+    heads_per_key: int | None = None,
+    first_head: int = 0,
     *,
     output: Tensor | None = None,
     name: str | None = None,
@@ -176,6 +281,9 @@ def attention(
     If `causal`, query t sees the keys 0 to length - T + t, else it sees all that are valid. A query
     that sees no key gives zeros.
 
+    Where the heads are only some of a model's, groups may be cut: with `heads_per_key`, query head
+    h has key head (h + first_head) // heads_per_key.
+
     Args:
         query: the queries, (B, T, H, D).
         key: the keys, (B, S, G, D).
@@ -183,6 +291,8 @@ def attention(
         length: int32, valid keys in each row of the batch.
         causal: let a query see no key after its own.
         scale: factor of the scores; None is 1 / sqrt(D).
+        heads_per_key: heads that share a key; None is H / G.
+        first_head: heads of the first key's group that are not here.
         output: a state, or a tensor nobody used yet, to write into.
         name: a name for the result.
 
@@ -201,9 +311,67 @@ def attention(
         length,
         causal=causal,
         scale=scale,
+        heads_per_key=heads_per_key,
+        first_head=first_head,
         output=output,
         name=name,
     )
+
+
+def barrier(
+    input: Tensor,
+    ranks: Sequence[int] = (),
+    *,
+    output: Tensor | None = None,
+    name: str | None = None,
+) -> Tensor:
+    """Return `input` as it is once all ranks have computed theirs.
+
+    Whatever uses the result, or names it among its `deps`, comes after that.
+
+    Args:
+        input: the tensor to work on.
+        ranks: who takes part, increasing; () is all ranks.
+        output: a state, or a tensor nobody used yet, to write into.
+        name: a name for the result.
+
+    Returns:
+        The result, a tensor of the same model.
+
+    Raises:
+        TypeError: where an argument has the wrong type.
+        ValueError: where shapes or attributes do not fit, or models differ.
+    """
+    return apply("barrier", input, ranks=ranks, output=output, name=name)
+
+
+def broadcast(
+    input: Tensor,
+    root: int = 0,
+    ranks: Sequence[int] = (),
+    *,
+    output: Tensor | None = None,
+    name: str | None = None,
+) -> Tensor:
+    """Return rank `root`'s tensor on all ranks.
+
+    The others give a tensor of the same shape and dtype; what is in it does not matter.
+
+    Args:
+        input: the tensor to work on.
+        root: the rank whose tensor all get.
+        ranks: who takes part, increasing; () is all ranks.
+        output: a state, or a tensor nobody used yet, to write into.
+        name: a name for the result.
+
+    Returns:
+        The result, a tensor of the same model.
+
+    Raises:
+        TypeError: where an argument has the wrong type.
+        ValueError: where shapes or attributes do not fit, or models differ.
+    """
+    return apply("broadcast", input, root=root, ranks=ranks, output=output, name=name)
 
 
 def broadcast_to(
@@ -381,6 +549,8 @@ def div(
 def embedding(
     input: Tensor,
     weight: Tensor,
+    first_row: int = 0,
+    rows: int | None = None,
     *,
     output: Tensor | None = None,
     name: str | None = None,
@@ -390,9 +560,14 @@ def embedding(
     `input` is int32 of any shape, `weight` is (rows, width); the result is (*input.shape, width).
     An index outside [0, rows) ends the run with a TaskError that names it.
 
+    With `rows`, `weight` is a part of a table of so many rows, from `first_row` on; other rows of
+    it give zeros, so that the results of all parts add up to that of the table.
+
     Args:
         input: int32 indices.
         weight: the table, (rows, width).
+        first_row: the row of the whole table that `weight` begins with.
+        rows: rows of the whole table; None is those of `weight`.
         output: a state, or a tensor nobody used yet, to write into.
         name: a name for the result.
 
@@ -403,7 +578,15 @@ def embedding(
         TypeError: where an argument has the wrong type.
         ValueError: where shapes or attributes do not fit, or models differ.
     """
-    return apply("embedding", input, weight, output=output, name=name)
+    return apply(
+        "embedding",
+        input,
+        weight,
+        first_row=first_row,
+        rows=rows,
+        output=output,
+        name=name,
+    )
 
 
 def equal(
@@ -978,6 +1161,37 @@ def pow(
     return apply("pow", input, other, output=output, name=name)
 
 
+def recv(
+    shape: Sequence[int],
+    dtype: DTypeLike,
+    src: int,
+    tag: int = 0,
+    *,
+    output: Tensor | None = None,
+    name: str | None = None,
+) -> Tensor:
+    """Return the tensor that rank `src` sends to this one.
+
+    Shape, dtype and tag must be those of the `send`: ranks compare them before they run.
+
+    Args:
+        shape: sizes per dimension.
+        dtype: element type, such as ark.FP16.
+        src: the rank that sends it.
+        tag: tells messages between two ranks apart, 0 to 32767.
+        output: a state, or a tensor nobody used yet, to write into.
+        name: a name for the result.
+
+    Returns:
+        The result, a tensor of the same model.
+
+    Raises:
+        TypeError: where an argument has the wrong type.
+        ValueError: where shapes or attributes do not fit, or models differ.
+    """
+    return apply("recv", shape=shape, dtype=dtype, src=src, tag=tag, output=output, name=name)
+
+
 def reduce_max(
     input: Tensor,
     axis: int | Sequence[int] | None,
@@ -1061,6 +1275,50 @@ def reduce_min(
         ValueError: where shapes or attributes do not fit, or models differ.
     """
     return apply("reduce_min", input, axis=axis, keepdims=keepdims, output=output, name=name)
+
+
+def reduce_scatter(
+    input: Tensor,
+    reduce: str = "sum",
+    axis: int = 0,
+    ranks: Sequence[int] = (),
+    cuts: Sequence[int] = (),
+    *,
+    output: Tensor | None = None,
+    name: str | None = None,
+) -> Tensor:
+    """Combine the tensors of all ranks element by element; each gets a part of the result.
+
+    Each rank gives a tensor of one shape and dtype. Dimension `axis` of the result is cut among the
+    ranks: evenly, or at `cuts`. `reduce` is as in `all_reduce`.
+
+    Args:
+        input: the tensor to work on.
+        reduce: "sum", "max", "min" or "mean".
+        axis: the dimension to cut; negative counts from the end.
+        ranks: who takes part, increasing; () is all ranks.
+        cuts: where the ranks' parts begin, and where the last one ends; () is evenly.
+        output: a state, or a tensor nobody used yet, to write into.
+        name: a name for the result.
+
+    Returns:
+        The result, a tensor of the same model.
+
+    Raises:
+        TypeError: where an argument has the wrong type, or a dtype is none of fp32, fp16, bf16,
+            int32, uint32, int8, uint8, bool.
+        ValueError: where shapes or attributes do not fit, or models differ.
+    """
+    return apply(
+        "reduce_scatter",
+        input,
+        reduce=reduce,
+        axis=axis,
+        ranks=ranks,
+        cuts=cuts,
+        output=output,
+        name=name,
+    )
 
 
 def reduce_sum(
@@ -1343,6 +1601,56 @@ def scatter(
         ValueError: where shapes or attributes do not fit, or models differ.
     """
     return apply("scatter", input, source, position, axis=axis, output=output, name=name)
+
+
+def send(
+    input: Tensor,
+    dst: int,
+    tag: int = 0,
+    *,
+    output: Tensor | None = None,
+    name: str | None = None,
+) -> Tensor:
+    """Send a tensor to rank `dst`, which gets it by `recv`; returns a token for `send_done`.
+
+    Messages between two ranks with one tag arrive in the order in which they were sent.
+
+    Args:
+        input: the tensor to work on.
+        dst: the rank that gets it.
+        tag: tells messages between two ranks apart, 0 to 32767.
+        output: a state, or a tensor nobody used yet, to write into.
+        name: a name for the result.
+
+    Returns:
+        The result, a tensor of the same model.
+
+    Raises:
+        TypeError: where an argument has the wrong type.
+        ValueError: where shapes or attributes do not fit, or models differ.
+    """
+    return apply("send", input, dst=dst, tag=tag, output=output, name=name)
+
+
+def send_done(input: Tensor, *, output: Tensor | None = None, name: str | None = None) -> Tensor:
+    """Wait until a tensor that `send` has sent is with its receiver.
+
+    Operators that come after, by `identity(x, deps=[...])`, may then write over the tensor's
+    memory.
+
+    Args:
+        input: the token that `send` returned.
+        output: a state, or a tensor nobody used yet, to write into.
+        name: a name for the result.
+
+    Returns:
+        The result, a tensor of the same model.
+
+    Raises:
+        TypeError: where an argument has the wrong type, or a dtype is none of uint8.
+        ValueError: where shapes or attributes do not fit, or models differ.
+    """
+    return apply("send_done", input, output=output, name=name)
 
 
 def sharding(input: Tensor, axis: int, dim_per_shard: int) -> list[Tensor]:
@@ -1688,6 +1996,57 @@ class TensorOps:
         """
         return apply("add", self, other, output=output, name=name)
 
+    def all_gather(
+        self,
+        axis: int = 0,
+        ranks: Sequence[int] = (),
+        cuts: Sequence[int] = (),
+        *,
+        output: Tensor | None = None,
+        name: str | None = None,
+    ) -> Tensor:
+        """Put the tensors of all ranks one after the other along `axis`; all get the result.
+
+        Arguments and errors: `ark_dist.all_gather`.
+        """
+        return apply(
+            "all_gather",
+            self,
+            axis=axis,
+            ranks=ranks,
+            cuts=cuts,
+            output=output,
+            name=name,
+        )
+
+    def all_reduce(
+        self,
+        reduce: str = "sum",
+        ranks: Sequence[int] = (),
+        *,
+        output: Tensor | None = None,
+        name: str | None = None,
+    ) -> Tensor:
+        """Combine the tensors of all ranks element by element; all get the result.
+
+        Arguments and errors: `ark_dist.all_reduce`.
+        """
+        return apply("all_reduce", self, reduce=reduce, ranks=ranks, output=output, name=name)
+
+    def all_to_all(
+        self,
+        axis: int = 0,
+        ranks: Sequence[int] = (),
+        *,
+        output: Tensor | None = None,
+        name: str | None = None,
+    ) -> Tensor:
+        """Cut each rank's tensor into one piece per rank, and give everybody theirs.
+
+        Arguments and errors: `ark_dist.all_to_all`.
+        """
+        return apply("all_to_all", self, axis=axis, ranks=ranks, output=output, name=name)
+
     def argmax(
         self,
         axis: int | None = -1,
@@ -1701,6 +2060,33 @@ class TensorOps:
         Arguments and errors: `ark_dist.argmax`.
         """
         return apply("argmax", self, axis=axis, keepdims=keepdims, output=output, name=name)
+
+    def barrier(
+        self,
+        ranks: Sequence[int] = (),
+        *,
+        output: Tensor | None = None,
+        name: str | None = None,
+    ) -> Tensor:
+        """Return `input` as it is once all ranks have computed theirs.
+
+        Arguments and errors: `ark_dist.barrier`.
+        """
+        return apply("barrier", self, ranks=ranks, output=output, name=name)
+
+    def broadcast(
+        self,
+        root: int = 0,
+        ranks: Sequence[int] = (),
+        *,
+        output: Tensor | None = None,
+        name: str | None = None,
+    ) -> Tensor:
+        """Return rank `root`'s tensor on all ranks.
+
+        Arguments and errors: `ark_dist.broadcast`.
+        """
+        return apply("broadcast", self, root=root, ranks=ranks, output=output, name=name)
 
     def broadcast_to(
         self,
@@ -1771,6 +2157,8 @@ class TensorOps:
     def embedding(
         self,
         weight: Tensor,
+        first_row: int = 0,
+        rows: int | None = None,
         *,
         output: Tensor | None = None,
         name: str | None = None,
@@ -1779,7 +2167,15 @@ class TensorOps:
 
         Arguments and errors: `ark_dist.embedding`.
         """
-        return apply("embedding", self, weight, output=output, name=name)
+        return apply(
+            "embedding",
+            self,
+            weight,
+            first_row=first_row,
+            rows=rows,
+            output=output,
+            name=name,
+        )
 
     def equal(
         self,
@@ -2113,6 +2509,31 @@ class TensorOps:
         """
         return apply("reduce_min", self, axis=axis, keepdims=keepdims, output=output, name=name)
 
+    def reduce_scatter(
+        self,
+        reduce: str = "sum",
+        axis: int = 0,
+        ranks: Sequence[int] = (),
+        cuts: Sequence[int] = (),
+        *,
+        output: Tensor | None = None,
+        name: str | None = None,
+    ) -> Tensor:
+        """Combine the tensors of all ranks element by element; each gets a part of the result.
+
+        Arguments and errors: `ark_dist.reduce_scatter`.
+        """
+        return apply(
+            "reduce_scatter",
+            self,
+            reduce=reduce,
+            axis=axis,
+            ranks=ranks,
+            cuts=cuts,
+            output=output,
+            name=name,
+        )
+
     def reduce_sum(
         self,
         axis: int | Sequence[int] | None,
@@ -2240,6 +2661,27 @@ class TensorOps:
         Arguments and errors: `ark_dist.scatter`.
         """
         return apply("scatter", self, source, position, axis=axis, output=output, name=name)
+
+    def send(
+        self,
+        dst: int,
+        tag: int = 0,
+        *,
+        output: Tensor | None = None,
+        name: str | None = None,
+    ) -> Tensor:
+        """Send a tensor to rank `dst`, which gets it by `recv`; returns a token for `send_done`.
+
+        Arguments and errors: `ark_dist.send`.
+        """
+        return apply("send", self, dst=dst, tag=tag, output=output, name=name)
+
+    def send_done(self, *, output: Tensor | None = None, name: str | None = None) -> Tensor:
+        """Wait until a tensor that `send` has sent is with its receiver.
+
+        Arguments and errors: `ark_dist.send_done`.
+        """
+        return apply("send_done", self, output=output, name=name)
 
     def sharding(self, axis: int, dim_per_shard: int) -> list[Tensor]:
         """Cut a tensor into parts of `dim_per_shard` along dimension `axis`, without copying.
@@ -2462,6 +2904,77 @@ class ModelOps:
         """
         return apply("add", input, other, output=output, name=name, model=self)
 
+    def all_gather(
+        self,
+        input: Tensor,
+        axis: int = 0,
+        ranks: Sequence[int] = (),
+        cuts: Sequence[int] = (),
+        *,
+        output: Tensor | None = None,
+        name: str | None = None,
+    ) -> Tensor:
+        """Put the tensors of all ranks one after the other along `axis`; all get the result.
+
+        Arguments and errors: `ark_dist.all_gather`.
+        """
+        return apply(
+            "all_gather",
+            input,
+            axis=axis,
+            ranks=ranks,
+            cuts=cuts,
+            output=output,
+            name=name,
+            model=self,
+        )
+
+    def all_reduce(
+        self,
+        input: Tensor,
+        reduce: str = "sum",
+        ranks: Sequence[int] = (),
+        *,
+        output: Tensor | None = None,
+        name: str | None = None,
+    ) -> Tensor:
+        """Combine the tensors of all ranks element by element; all get the result.
+
+        Arguments and errors: `ark_dist.all_reduce`.
+        """
+        return apply(
+            "all_reduce",
+            input,
+            reduce=reduce,
+            ranks=ranks,
+            output=output,
+            name=name,
+            model=self,
+        )
+
+    def all_to_all(
+        self,
+        input: Tensor,
+        axis: int = 0,
+        ranks: Sequence[int] = (),
+        *,
+        output: Tensor | None = None,
+        name: str | None = None,
+    ) -> Tensor:
+        """Cut each rank's tensor into one piece per rank, and give everybody theirs.
+
+        Arguments and errors: `ark_dist.all_to_all`.
+        """
+        return apply(
+            "all_to_all",
+            input,
+            axis=axis,
+            ranks=ranks,
+            output=output,
+            name=name,
+            model=self,
+        )
+
     def argmax(
         self,
         input: Tensor,
@@ -2493,6 +3006,8 @@ class ModelOps:
         length: Tensor | None = None,
         causal: bool = True,
         scale: float | None = None,
+        heads_per_key: int | None = None,
+        first_head: int = 0,
         *,
         output: Tensor | None = None,
         name: str | None = None,
@@ -2509,6 +3024,45 @@ class ModelOps:
             length,
             causal=causal,
             scale=scale,
+            heads_per_key=heads_per_key,
+            first_head=first_head,
+            output=output,
+            name=name,
+            model=self,
+        )
+
+    def barrier(
+        self,
+        input: Tensor,
+        ranks: Sequence[int] = (),
+        *,
+        output: Tensor | None = None,
+        name: str | None = None,
+    ) -> Tensor:
+        """Return `input` as it is once all ranks have computed theirs.
+
+        Arguments and errors: `ark_dist.barrier`.
+        """
+        return apply("barrier", input, ranks=ranks, output=output, name=name, model=self)
+
+    def broadcast(
+        self,
+        input: Tensor,
+        root: int = 0,
+        ranks: Sequence[int] = (),
+        *,
+        output: Tensor | None = None,
+        name: str | None = None,
+    ) -> Tensor:
+        """Return rank `root`'s tensor on all ranks.
+
+        Arguments and errors: `ark_dist.broadcast`.
+        """
+        return apply(
+            "broadcast",
+            input,
+            root=root,
+            ranks=ranks,
             output=output,
             name=name,
             model=self,
@@ -2614,6 +3168,8 @@ class ModelOps:
         self,
         input: Tensor,
         weight: Tensor,
+        first_row: int = 0,
+        rows: int | None = None,
         *,
         output: Tensor | None = None,
         name: str | None = None,
@@ -2622,7 +3178,16 @@ class ModelOps:
 
         Arguments and errors: `ark_dist.embedding`.
         """
-        return apply("embedding", input, weight, output=output, name=name, model=self)
+        return apply(
+            "embedding",
+            input,
+            weight,
+            first_row=first_row,
+            rows=rows,
+            output=output,
+            name=name,
+            model=self,
+        )
 
     def equal(
         self,
@@ -2962,6 +3527,31 @@ class ModelOps:
         """
         return apply("pow", input, other, output=output, name=name, model=self)
 
+    def recv(
+        self,
+        shape: Sequence[int],
+        dtype: DTypeLike,
+        src: int,
+        tag: int = 0,
+        *,
+        output: Tensor | None = None,
+        name: str | None = None,
+    ) -> Tensor:
+        """Return the tensor that rank `src` sends to this one.
+
+        Arguments and errors: `ark_dist.recv`.
+        """
+        return apply(
+            "recv",
+            shape=shape,
+            dtype=dtype,
+            src=src,
+            tag=tag,
+            output=output,
+            name=name,
+            model=self,
+        )
+
     def reduce_max(
         self,
         input: Tensor,
@@ -3026,6 +3616,33 @@ class ModelOps:
             input,
             axis=axis,
             keepdims=keepdims,
+            output=output,
+            name=name,
+            model=self,
+        )
+
+    def reduce_scatter(
+        self,
+        input: Tensor,
+        reduce: str = "sum",
+        axis: int = 0,
+        ranks: Sequence[int] = (),
+        cuts: Sequence[int] = (),
+        *,
+        output: Tensor | None = None,
+        name: str | None = None,
+    ) -> Tensor:
+        """Combine the tensors of all ranks element by element; each gets a part of the result.
+
+        Arguments and errors: `ark_dist.reduce_scatter`.
+        """
+        return apply(
+            "reduce_scatter",
+            input,
+            reduce=reduce,
+            axis=axis,
+            ranks=ranks,
+            cuts=cuts,
             output=output,
             name=name,
             model=self,
@@ -3211,6 +3828,34 @@ class ModelOps:
             name=name,
             model=self,
         )
+
+    def send(
+        self,
+        input: Tensor,
+        dst: int,
+        tag: int = 0,
+        *,
+        output: Tensor | None = None,
+        name: str | None = None,
+    ) -> Tensor:
+        """Send a tensor to rank `dst`, which gets it by `recv`; returns a token for `send_done`.
+
+        Arguments and errors: `ark_dist.send`.
+        """
+        return apply("send", input, dst=dst, tag=tag, output=output, name=name, model=self)
+
+    def send_done(
+        self,
+        input: Tensor,
+        *,
+        output: Tensor | None = None,
+        name: str | None = None,
+    ) -> Tensor:
+        """Wait until a tensor that `send` has sent is with its receiver.
+
+        Arguments and errors: `ark_dist.send_done`.
+        """
+        return apply("send_done", input, output=output, name=name, model=self)
 
     def sharding(self, input: Tensor, axis: int, dim_per_shard: int) -> list[Tensor]:
         """Cut a tensor into parts of `dim_per_shard` along dimension `axis`, without copying.

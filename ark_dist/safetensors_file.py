@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import stat
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
@@ -16,7 +16,9 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from ark_dist.core.errors import CheckpointError
+from ark_dist.bounded_json import parse_table
+from ark_dist.bounded_json import shown as shown
+from ark_dist.core.errors import CheckpointError, ShardCorruptError
 
 Array: TypeAlias = npt.NDArray[np.generic]
 Dtype: TypeAlias = "np.dtype[np.generic]"
@@ -28,13 +30,14 @@ MAX_RANK = 8
 MAX_NAME_BYTES = 512
 LENGTH_BYTES = 8
 TIED_KEY = "ark_dist.tied"
-# A tensor's entry holds 5 strings and at most 11 commas; the rest is room for metadata.
-_MAX_QUOTES = 12 * MAX_TENSORS
-_MAX_COMMAS = 12 * MAX_TENSORS
-_MAX_DIGITS = 19
+LFS_MAGIC = b"version https://git-lfs"
+# {name: {shape: []}}
+_NESTING = (b"[]", b"{}", b"{}")
 _MAX_BYTES = 2**63 - 1
-_NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
-_SHOWN_CHARS = 80
+_LINK_HINT = (
+    "wanted a file of this folder alone; copy it here, or open_checkpoint(path, allow_links=True) "
+    "if you trust where it leads"
+)
 
 DTYPES: Mapping[str, Dtype] = MappingProxyType(
     {
@@ -57,7 +60,7 @@ CODES: Mapping[Dtype, str] = MappingProxyType({dtype: code for code, dtype in DT
 
 
 @dataclass(frozen=True, slots=True)
-class TensorInfo:
+class Entry:
     """What one tensor is and where it lies: begin and end count bytes from the file's start."""
 
     dtype: Dtype
@@ -70,7 +73,7 @@ class TensorInfo:
 class Header:
     """The checked header of one file; tied maps an alias to the tensor that holds its data."""
 
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, Entry]
     tied: Mapping[str, str]
     metadata: Mapping[str, str]
 
@@ -78,11 +81,6 @@ class Header:
 def native(dtype: Dtype) -> Dtype | None:
     """Return this dtype in the machine's byte order; None where a file can't hold it."""
     return DTYPES.get(CODES.get(dtype.newbyteorder("="), ""))
-
-
-def shown(text: object) -> str:
-    """Return a short, printable form of text that came out of a file."""
-    return ascii(str(text)[:_SHOWN_CHARS])
 
 
 def count_bytes(shape: Sequence[object], itemsize: int) -> int:
@@ -129,22 +127,32 @@ def check_name(name: str) -> None:
         raise ValueError(f"a name of {size_bytes} bytes, wanted at most {MAX_NAME_BYTES}")
 
 
-def open_regular(path: str) -> int:
-    """Open a regular file for reading and return its descriptor; never wait for a FIFO."""
+def open_regular(path: str, *, allow_links: bool = True) -> int:
+    """Open a regular file for reading and return its descriptor; never wait for a FIFO.
+
+    Without `allow_links` the name itself must be no symlink, and the file must have no other.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if allow_links else os.O_NOFOLLOW)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, flags)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
+        if not allow_links and isinstance(error, OSError) and error.errno == errno.ELOOP:
+            raise CheckpointError(f"{path}: found a symlink, {_LINK_HINT}") from None
         raise CheckpointError(f"{path}: can't be opened for reading: {error}") from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
         os.close(fd)
         raise CheckpointError(f"{path}: found a folder or special file, wanted a regular file")
+    if status.st_nlink != 1 and not allow_links:
+        os.close(fd)
+        raise CheckpointError(f"{path}: found a file with {status.st_nlink} names, {_LINK_HINT}")
     return fd
 
 
 def read_into(fd: int, begin: int, target: memoryview, path: str) -> None:
-    """Fill target with the file's bytes from begin on; raise CheckpointError where it ends."""
+    """Fill target with the file's bytes from begin on; raise ShardCorruptError where it ends."""
     done = 0
     while done < len(target):
         try:
@@ -152,7 +160,7 @@ def read_into(fd: int, begin: int, target: memoryview, path: str) -> None:
         except OSError as error:
             raise CheckpointError(f"{path}: reading at byte {begin + done}: {error}") from error
         if count == 0:
-            raise CheckpointError(
+            raise ShardCorruptError(
                 f"{path}: the file ends at byte {begin + done}, wanted {begin + len(target)}; "
                 "it was cut short while it was read, fetch it again"
             )
@@ -161,7 +169,7 @@ def read_into(fd: int, begin: int, target: memoryview, path: str) -> None:
 
 def parse_header(text: bytes, data_bytes: int) -> Header:
     """Return what a header says of data_bytes bytes of data; raise ValueError on any flaw."""
-    table = _parse_json(text)
+    table = parse_table(text, _NESTING, MAX_TENSORS)
     metadata = _check_metadata(table.pop("__metadata__", {}))
     if len(table) > MAX_TENSORS:
         raise ValueError(f"{len(table)} tensors, wanted at most {MAX_TENSORS}")
@@ -180,52 +188,6 @@ def parse_header(text: bytes, data_bytes: int) -> Header:
     return Header(tensors, _parse_tied(metadata, tensors), metadata)
 
 
-def _parse_json(text: bytes) -> dict[str, object]:
-    _check_structure(text)
-    table: dict[str, object] = json.loads(
-        text.decode(),
-        object_pairs_hook=_unique,
-        parse_int=_bounded_int,
-        parse_float=_refuse_number,
-        parse_constant=_refuse_number,
-    )
-    return table
-
-
-def _check_structure(text: bytes) -> None:
-    # json builds whatever the bytes say, so count and bound it before.
-    if not text.startswith(b"{"):
-        raise ValueError(f"a header that starts with {text[:1]!r}, wanted b'{{'")
-    text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    if text.count(b'"') > _MAX_QUOTES:
-        raise ValueError(f"too many strings for {MAX_TENSORS} tensors")
-    outside = b"".join(text.split(b'"')[::2])
-    brackets = outside.translate(None, _NOT_BRACKETS)
-    tensor_count = brackets.count(b"{") - 1
-    if tensor_count > MAX_TENSORS + 1 or outside.count(b",") > _MAX_COMMAS:
-        raise ValueError(f"{tensor_count} tensors or long lists, wanted at most {MAX_TENSORS}")
-    if brackets.replace(b"[]", b"").replace(b"{}", b"") not in (b"{}", b""):
-        raise ValueError("brackets that don't nest as {name: {shape: []}}")
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        raise ValueError(f"the name {shown(counts.most_common(1)[0][0])} twice")
-    return table
-
-
-def _bounded_int(digits: str) -> int:
-    if len(digits) > _MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits")
-    return int(digits)
-
-
-def _refuse_number(digits: str) -> object:
-    raise ValueError(f"the number {shown(digits)}, wanted an integer")
-
-
 def _check_metadata(metadata: object) -> dict[str, str]:
     if not isinstance(metadata, dict):
         raise ValueError("a __metadata__ that is not an object")
@@ -234,7 +196,7 @@ def _check_metadata(metadata: object) -> dict[str, str]:
     return metadata
 
 
-def _parse_entry(name: str, entry: object, data_begin: int) -> TensorInfo:
+def _parse_entry(name: str, entry: object, data_begin: int) -> Entry:
     check_name(name)
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"tensor {shown(name)} without just dtype, shape and data_offsets")
@@ -253,12 +215,13 @@ def _parse_entry(name: str, entry: object, data_begin: int) -> TensorInfo:
     begin, end = offsets
     if end - begin != wanted:
         raise ValueError(f"tensor {shown(name)} of {end - begin} bytes, its shape wants {wanted}")
-    return TensorInfo(dtype, tuple(shape), data_begin + begin, data_begin + end)
+    return Entry(dtype, tuple(shape), data_begin + begin, data_begin + end)
 
 
-def _parse_tied(metadata: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+def _parse_tied(metadata: Mapping[str, str], tensors: Mapping[str, Entry]) -> dict[str, str]:
     tied: dict[str, str] = {}
-    for alias, source in _parse_json(metadata.get(TIED_KEY, "{}").encode()).items():
+    text = metadata.get(TIED_KEY, "{}").encode()
+    for alias, source in parse_table(text, _NESTING, MAX_TENSORS).items():
         check_name(alias)
         if alias in tensors or not isinstance(source, str) or source not in tensors:
             raise ValueError(f"the alias {shown(alias)}, which is tied to no other tensor")
@@ -283,12 +246,12 @@ class SafetensorsFile:
     def open(cls, path: str | os.PathLike[str]) -> SafetensorsFile:
         """Open a file and check all of its header.
 
-        Raises FileNotFoundError where there is none, CheckpointError where it is damaged.
+        Raises FileNotFoundError where there is none, ShardCorruptError where it is damaged.
         """
         name = os.fspath(path)
         fd = open_regular(name)
         try:
-            return cls(name, fd, _read_header(fd, name))
+            return cls(name, fd, read_header(fd, name))
         except BaseException:
             os.close(fd)
             raise
@@ -301,7 +264,7 @@ class SafetensorsFile:
         try:
             check_bools(array)
         except ValueError as error:
-            raise CheckpointError(f"{self.path}: tensor {shown(name)}: found {error}") from None
+            raise ShardCorruptError(f"{self.path}: tensor {shown(name)}: found {error}") from None
         return array
 
     def read_bytes(self, begin: int, end: int) -> bytearray:
@@ -330,18 +293,29 @@ class SafetensorsFile:
         self.close()
 
 
-def _read_header(fd: int, path: str) -> Header:
+def refuse_pointer(head: bytes | bytearray, size_bytes: int, path: str) -> None:
+    """Raise ShardCorruptError for the text that git LFS leaves where the file should be."""
+    if head.startswith(LFS_MAGIC):
+        raise ShardCorruptError(
+            f"{path}: found a git LFS pointer of {size_bytes} bytes, wanted the weights; "
+            "run `git lfs pull`"
+        )
+
+
+def read_header(fd: int, path: str) -> Header:
+    """Return the checked header of an open file; raise ShardCorruptError on any flaw."""
     size_bytes = os.fstat(fd).st_size
+    head = bytearray(min(size_bytes, len(LFS_MAGIC)))
+    read_into(fd, 0, memoryview(head), path)
+    refuse_pointer(head, size_bytes, path)
     if size_bytes < LENGTH_BYTES:
-        raise CheckpointError(
+        raise ShardCorruptError(
             f"{path}: found {size_bytes} bytes, wanted a safetensors file of at least "
             f"{LENGTH_BYTES}; fetch or save it again"
         )
-    prefix = bytearray(LENGTH_BYTES)
-    read_into(fd, 0, memoryview(prefix), path)
-    header_bytes = int.from_bytes(prefix, "little")
+    header_bytes = int.from_bytes(head[:LENGTH_BYTES], "little")
     if header_bytes > min(MAX_HEADER_BYTES, size_bytes - LENGTH_BYTES):
-        raise CheckpointError(
+        raise ShardCorruptError(
             f"{path}: found a header of {header_bytes} bytes in a file of {size_bytes}, wanted at "
             f"most {MAX_HEADER_BYTES} and all of it in the file; fetch or save it again"
         )
@@ -350,20 +324,23 @@ def _read_header(fd: int, path: str) -> Header:
     try:
         return parse_header(bytes(text), size_bytes - LENGTH_BYTES - header_bytes)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(
+        raise ShardCorruptError(
             f"{path}: damaged safetensors file of {size_bytes} bytes: found {error}; "
             "fetch or save it again"
         ) from error
 
 
 def build_header(
-    layouts: Mapping[str, tuple[Dtype, tuple[int, ...]]], tied: Mapping[str, str]
+    layouts: Mapping[str, tuple[Dtype, tuple[int, ...]]],
+    tied: Mapping[str, str],
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> bytes:
     """Return the length and header of a file that holds these tensors one after another.
 
     Raises ValueError where a file of them would break the limits that `open` checks.
     """
-    table: dict[str, object] = {"__metadata__": {TIED_KEY: json.dumps(tied)}} if tied else {}
+    extra = {**metadata, **({TIED_KEY: json.dumps(tied)} if tied else {})}
+    table: dict[str, object] = {"__metadata__": extra} if extra else {}
     end = 0
     for name, (dtype, shape) in layouts.items():
         begin, end = end, end + count_bytes(shape, dtype.itemsize)

@@ -310,6 +310,8 @@ def _control_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int], arch
         slot = scalar_slots[str(anchor.attributes["name"])]
         params = (slot, anchor.output.dtype.itemsize)
         text = "ark_command_scalar(call);"
+    elif OPS[anchor.op].effect == "handshake":
+        text = "ark_handshake(call);"
     else:
         text = f"ark_stop_when<{anchor.inputs[0].dtype.c_name}>(call);"
     return Call(function_text([f"if (gpu_thread() == 0) {text}"]), params, 0)

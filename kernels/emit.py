@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ark_dist.core import abi
-from ark_dist.core.graph import describe_node
+from ark_dist.core.graph import Node, Raise, describe_node
 from ark_dist.core.op import OPS
-from ark_dist.core.plan import ARENAS, Method, Plan
+from ark_dist.core.plan import ARENAS, Method, Plan, own_flags, peer_buffers
 from ark_dist.core.shape import Box
 from ark_dist.core.source import Source
-from ark_dist.core.task import Group
+from ark_dist.core.task import Group, Task
 from ark_dist.kernels.cuda_frames import cuda_call_key, write_cuda_call
 from ark_dist.kernels.frames import Call, Stretch, call_key, offsets, write_call
 from ark_dist.kernels.lower import Lowered, lower
@@ -27,7 +27,13 @@ FLAGS = {"none": 0, "effect": abi.EFFECT, "stop": abi.STOP}
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """What the kernel walks; rows are laid out by `core/abi.py`."""
+    """What the kernel walks; rows are laid out by `core/abi.py`.
+
+    Attributes, besides the tables:
+        flags: the rank's flags, and where they stand among the counters.
+        raises: for each row of the table of raises, whose flag it is, by name.
+        peers: buffers of other ranks; operand rows name them as arenas after the rank's own.
+    """
 
     tasks: Table
     params: npt.NDArray[np.int64]
@@ -41,6 +47,9 @@ class Tables:
     scalar_slots: tuple[dict[str, int], ...]
     streams: Table
     segments: Table
+    flags: dict[str, int]
+    raises: tuple[Raise, ...]
+    peers: tuple[int, ...]
 
     @property
     def has_stream(self) -> bool:
@@ -80,6 +89,8 @@ class _Program:
     operands: list[tuple[int, int, int]] = field(default_factory=list)
     streams: list[tuple[int, int]] = field(default_factory=list)
     segments: list[tuple[int, ...]] = field(default_factory=list)
+    raises: list[Raise] = field(default_factory=list)
+    flags: dict[str, int] = field(default_factory=dict)
     scratch_elems: int = 0
     shared_bytes: int = 0
 
@@ -137,6 +148,9 @@ def _emit(plan: Plan, language: _Language) -> tuple[Source, Tables]:
     first_counter = 0
     slots = tuple(_scalar_slots(method) for method in plan.methods)
     for method, method_slots in zip(plan.methods, slots, strict=True):
+        first_flag = first_counter + len(method.counters)
+        flags = own_flags(method)
+        program.flags.update((flag, first_flag + i) for i, flag in enumerate(flags))
         queues += _emit_method(program, plan, language, method, first_counter, method_slots)
         kinds = {counter.kind for counter in method.counters}
         methods.append(
@@ -147,7 +161,7 @@ def _emit(plan: Plan, language: _Language) -> tuple[Source, Tables]:
                 int(kinds == {"group"}),
             )
         )
-        first_counter += len(method.counters)
+        first_counter = first_flag + len(flags)
     tables = Tables(
         tasks=_table(abi.TASK, program.tasks),
         params=np.array(program.param_values or [0], np.int64),
@@ -161,6 +175,9 @@ def _emit(plan: Plan, language: _Language) -> tuple[Source, Tables]:
         scalar_slots=slots,
         streams=_table(abi.QUEUE, program.streams),
         segments=_table(abi.SEGMENT, program.segments),
+        flags=program.flags,
+        raises=tuple(program.raises),
+        peers=peer_buffers(plan),
     )
     return Source(plan.name, language.name, language.text(_parts(plan, program))), tables
 
@@ -189,6 +206,7 @@ def _emit_method(
 ) -> list[tuple[int, int]]:
     read_only = frozenset(b.id for b in plan.buffers if b.kind in ("weight", "constant"))
     lowered = [lower(group, method.nodes, read_only) for group in method.groups]
+    peers = {buffer: index for index, buffer in enumerate(peer_buffers(plan))}
     calls = _emit_calls(program, plan, language, method, lowered, slots)
     queues = []
     for queue in method.queues:
@@ -196,7 +214,9 @@ def _emit_method(
         first_row = len(program.segments)
         for task_id in queue:
             task = method.tasks[task_id]
+            handshake = method.nodes[method.groups[task.group].nodes[-1]]
             waits = _wait_rows(method, task_id, first_counter)
+            waits += tuple((program.flags[flag], 1, 1) for flag in handshake.waits)
             call = calls[task.group, language.key(lowered[task.group], task.box)]
             program.tasks.append(
                 (
@@ -205,16 +225,24 @@ def _emit_method(
                     len(program.operands),
                     program.wait_index(waits),
                     len(waits),
-                    FLAGS[task.effect] | len(call.stream) << abi.SLOTS_SHIFT,
+                    _flags(task, handshake) | len(call.stream) << abi.SLOTS_SHIFT,
                     first_counter + method.signals[task_id],
                     task_id,
+                    len(program.raises),
+                    len(handshake.raises),
                 )
             )
-            operands = _operand_rows(plan, lowered[task.group], task.box)
+            program.raises += handshake.raises
+            operands = _operand_rows(plan, lowered[task.group], task.box, peers)
             program.operands += operands
             program.segments += [_segment(operands, stretch) for stretch in call.stream]
         program.streams.append((first_row, len(program.segments) - first_row))
     return queues
+
+
+def _flags(task: Task, last: Node) -> int:
+    is_handshake = bool(last.waits or last.raises)
+    return FLAGS[task.effect] | (abi.HANDSHAKE if is_handshake else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,12 +300,17 @@ def _emit_call(program: _Program, plan: Plan, method: Method, group: Group, call
     return _Emitted(function, program.param_index(call.params), call.stream)
 
 
-def _operand_rows(plan: Plan, lowered: Lowered, box: Box) -> list[tuple[int, int, int]]:
+def _operand_rows(
+    plan: Plan, lowered: Lowered, box: Box, peers: dict[int, int]
+) -> list[tuple[int, int, int]]:
     rows = []
     for operand, offset in zip(lowered.operands, offsets(lowered, box), strict=True):
         place = plan.places[operand.view.buffer]
         size = operand.view.dtype.itemsize
-        rows.append((ARENAS.index(place.arena), 0, place.offset + offset * size))
+        if operand.view.buffer in peers:
+            rows.append((len(ARENAS) + peers[operand.view.buffer], 0, offset * size))
+        else:
+            rows.append((ARENAS.index(place.arena), 0, place.offset + offset * size))
     return rows
 
 

@@ -380,6 +380,8 @@ def _control_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> C
         slot = scalar_slots[str(anchor.attributes["name"])]
         body = "(const ark_call& call) {\n  ark_command_scalar(call);\n}"
         return Call(body, (slot, anchor.output.dtype.itemsize), 0)
+    if OPS[anchor.op].effect == "handshake":
+        return Call("(const ark_call& call) {\n  ark_handshake(call);\n}", (), 0)
     c_name = anchor.inputs[0].dtype.c_name
     body = f"(const ark_call& call) {{\n  ark_stop_when<{c_name}>(call);\n}}"
     return Call(body, (), 0)

@@ -76,17 +76,17 @@ def _header(body: str) -> str:
 
 
 def _function(op: Op) -> str:
-    arguments = [_parameter(argument) for argument in op.arguments]
+    arguments = [_parameter(argument) for argument in op.public_arguments]
     lines = _wrapped(f"def {op.name}", [*arguments, *_parameters(op)], _result(op), 0)
     lines += _docstring(op, 4)
-    return "\n".join([*lines, _call(op, [a.name for a in op.arguments], [], 4)])
+    return "\n".join([*lines, _call(op, [a.name for a in op.public_arguments], [], 4)])
 
 
 def _tensor_class(ops: Sequence[Op]) -> str:
     blocks = ['class TensorOps:\n    """The operators whose first argument is a tensor `input`."""']
     for op in ops:
-        if op.arguments and op.arguments[0].name == "input":
-            blocks.append(_method(op, op.arguments[1:], ["self"], []))
+        if op.public_arguments and op.public_arguments[0].name == "input":
+            blocks.append(_method(op, op.public_arguments[1:], ["self"], []))
     for op in ops:
         blocks += [_python_operator(op, *entry) for entry in PYTHON_OPERATORS.get(op.name, ())]
     return "\n\n".join(blocks)
@@ -94,7 +94,7 @@ def _tensor_class(ops: Sequence[Op]) -> str:
 
 def _model_class(ops: Sequence[Op]) -> str:
     blocks = ['class ModelOps:\n    """The operators as methods of the model they are added to."""']
-    blocks += [_method(op, op.arguments, [], ["model=self"]) for op in ops]
+    blocks += [_method(op, op.public_arguments, [], ["model=self"]) for op in ops]
     return "\n\n".join(blocks)
 
 
@@ -112,12 +112,12 @@ def _method(
 
 
 def _python_operator(op: Op, method: str, is_swapped: bool) -> str:
-    is_binary = len(op.arguments) > 1 and op.arguments[1].is_tensor
-    other = op.arguments[1].annotation if is_binary else ""
+    is_binary = len(op.public_arguments) > 1 and op.public_arguments[1].is_tensor
+    other = op.public_arguments[1].annotation if is_binary else ""
     parameters = ["self", f"other: {other}"] if is_binary else ["self"]
     operands = ["other", "self"] if is_swapped else ["self", "other"][: 1 + is_binary]
     items = [f'"{op.name}"', *operands]
-    items += [f"{a.name}={a.default}" for a in op.arguments if not a.is_tensor]
+    items += [f"{a.name}={a.default}" for a in op.public_arguments if not a.is_tensor]
     lines = _wrapped("return apply", items, "", 8)
     return "\n".join([f"    def {method}({', '.join(parameters)}) -> Tensor:", *lines])
 
@@ -143,7 +143,7 @@ def _result(op: Op) -> str:
 
 def _call(op: Op, operands: Sequence[str], options: Sequence[str], indent: int) -> str:
     """The line that passes a function's own arguments on to `apply`."""
-    keywords = {a.name for a in op.arguments if not (a.is_tensor or a.is_list)}
+    keywords = {a.name for a in op.public_arguments if not (a.is_tensor or a.is_list)}
     items = [f'"{op.name}"', *(name for name in operands if name not in keywords)]
     items += [f"{name}={name}" for name in operands if name in keywords]
     items += [*(f"{option.name}={option.name}" for option in _options(op)), *options]
@@ -178,7 +178,7 @@ def _docstring(op: Op, indent: int) -> list[str]:
     for paragraph in rest.split("\n\n") if rest else ():
         lines += [*textwrap.wrap(" ".join(paragraph.split()), LINE_CHARS - indent), ""]
     lines.append("Args:")
-    for argument in (*op.arguments, *_options(op)):
+    for argument in (*op.public_arguments, *_options(op)):
         lines += _entry(argument.name, argument.doc, indent)
     result = "The result, a tensor" if op.parts is None else "The parts, tensors"
     lines += ["", "Returns:", f"    {result} of the same model.", "", "Raises:"]

@@ -13,6 +13,7 @@ from ark_dist.core.view import Spec
 from ark_dist.kernels.rules import (
     LINE_ELEMENTS,
     check_dtypes,
+    cut_letters,
     int_attr,
     is_fp32,
     map_cost,
@@ -104,6 +105,11 @@ def row_op(
         whole = row_cost(specs, out, attrs, full_box(out.shape))
         return spread(out.shape, parts_worth(whole, target), units)
 
+    def sharding(specs: Specs, out: Spec, attrs: Attrs) -> str:
+        axis = row_axis(name, specs, attrs)
+        rows = cut_letters(len(out.shape), (axis,))
+        return ",".join([rows, *rows[axis] * (len(specs) - 1)]) + "->" + rows
+
     infer.__module__ = __name__
     return register(
         Op(
@@ -117,7 +123,8 @@ def row_op(
             reference=run,
             tiles=tiles,
             cost=row_cost,
-            sharding=None,
+            sharding=sharding,
+            localize=None,
             gradient=None,
             effect="none",
             kernel=kernel,
@@ -156,6 +163,7 @@ def reduction(
     dtypes: tuple[str, ...],
     reference: Callable[[Array, tuple[int, ...]], Array],
     *,
+    combine: str | None,
     of_nothing: bool = False,
     axis: Argument = AXES,
     keepdims: str = "True",
@@ -163,7 +171,8 @@ def reduction(
 ) -> Op:
     """Register an operator that maps the elements along the dimensions `axis` to one.
 
-    `of_nothing` says whether there is a result for no elements.
+    `combine` says how results of parts of the elements make the whole result: "sum", "max", "min",
+    or None if they can't; `of_nothing` whether there is a result for no elements.
     """
 
     def infer(specs: Specs, attrs: Attrs) -> Spec:
@@ -201,6 +210,14 @@ def reduction(
         units = (1,) * (len(out.shape) - 1) + (LINE_ELEMENTS,) * min(len(out.shape), 1)
         return spread(out.shape, parts, units) if out.shape else ((),)
 
+    def sharding(specs: Specs, out: Spec, attrs: Attrs) -> str:
+        ndim = len(specs[0].shape)
+        axes = axes_of(name, attrs["axis"], ndim)
+        given = cut_letters(ndim, () if combine else axes)
+        kept = "Z" if attrs["keepdims"] else ""
+        left = "".join(kept if d in axes else c for d, c in enumerate(given))
+        return f"{given}->{left}" + (f"@{combine}" if combine else "")
+
     infer.__module__ = __name__
     return register(
         Op(
@@ -218,7 +235,8 @@ def reduction(
             reference=run,
             tiles=tiles,
             cost=reduce_cost,
-            sharding=None,
+            sharding=sharding,
+            localize=None,
             gradient=None,
             effect="none",
             kernel=Kernel("reduce", f"ark_{name}"),

@@ -1,6 +1,6 @@
 """Rules that many operator records share: dtype checks, tiles, costs, elementwise records."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from itertools import pairwise
 from math import prod
 
@@ -24,6 +24,8 @@ GRAIN_HOPS = 4
 MOST_PARTS = 4096
 # One cache line of the widest type: tiles that share a line slow each other down.
 LINE_ELEMENTS = 64
+# What rules of sharding call dimensions, in order.
+LETTERS = "abcdefgh"
 
 
 def check_dtypes(name: str, allowed: tuple[str, ...], specs: Specs) -> None:
@@ -130,6 +132,16 @@ def map_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...
     return tuple(broadcast_box(spec.shape, box) for spec in specs)
 
 
+def cut_letters(ndim: int, whole: Container[int] = ()) -> str:
+    """Letters of a sharding rule for all dimensions: "aBc" where dimension 1 is whole."""
+    return "".join(c.upper() if d in whole else c for d, c in enumerate(LETTERS[:ndim]))
+
+
+def per_row_term(spec: Spec, letter: str) -> str:
+    """The term of values that rows along `letter` share, or that each has one of."""
+    return {(): "", (1,): "P"}.get(spec.shape, letter)
+
+
 def elementwise(
     name: str,
     summary: str,
@@ -198,6 +210,7 @@ def map_op(
             tiles=tiles,
             cost=cost,
             sharding="...",
+            localize=None,
             gradient=None,
             effect="none",
             kernel=kernel,
@@ -285,6 +298,7 @@ def view_op(
             tiles=map_tiles,
             cost=map_cost,
             sharding=sharding,
+            localize=None,
             gradient=None,
             effect="none",
             kernel=None,

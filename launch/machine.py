@@ -1,9 +1,11 @@
 """Walk a plan's queues step by step, as a kernel's workers would, in any order one likes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ark_dist.core.errors import StallError, TaskError
+from ark_dist.core.graph import Node, Raise
 from ark_dist.core.op import AttrValue
 from ark_dist.core.plan import Method, Plan
 
@@ -20,6 +22,35 @@ class Command:
     iterations: int
     epoch: int
     scalars: tuple[tuple[str, AttrValue], ...] = ()
+
+
+class Flags(Protocol):
+    """The flags through which ranks tell one another how far they are."""
+
+    def value(self, flag: str) -> int:
+        """How many turns of its work are done, as far as this rank's flag says."""
+
+    def set(self, item: Raise, value: int) -> None:
+        """Raise another rank's flag, or one for this rank's host."""
+
+    def pause(self, reason: str) -> None:
+        """Wait a little for other ranks; raises when there is no hope."""
+
+
+class NoFlags:
+    """The flags of a program that one rank runs alone: it has none."""
+
+    def value(self, flag: str) -> int:
+        """There are none."""
+        raise AssertionError(f"flag {flag!r} of a program without other ranks")
+
+    def set(self, item: Raise, value: int) -> None:
+        """There are none."""
+        raise AssertionError(f"flag {item!r} of a program without other ranks")
+
+    def pause(self, reason: str) -> None:
+        """Nobody else will change anything."""
+        raise StallError(reason)
 
 
 @dataclass(slots=True)
@@ -54,11 +85,27 @@ class Machine:
     plan: Plan
     body: Callable[[Method, int, int, Command], bool]
     choose: Chooser
+    flags: Flags = field(default_factory=NoFlags)
     states: dict[str, MethodState] = field(default_factory=dict)
     closed_epoch: int = -1
 
     def run(self, command: Command) -> int:
         """Execute one command and return how many iterations it did."""
+        steps = self.walk(command)
+        while True:
+            try:
+                blocked = next(steps)
+            except StopIteration as end:
+                return int(end.value)
+            if blocked:
+                self.flags.pause(blocked)
+
+    def walk(self, command: Command) -> Generator[str, None, int]:
+        """Execute one command step by step.
+
+        Yields "" after a task, or says why none can run before other ranks go on; returns how
+        many iterations were done.
+        """
         if command.epoch <= self.closed_epoch:
             return 0
         method = self.plan.method(command.method)
@@ -78,8 +125,10 @@ class Machine:
             if is_done:
                 break
             if not ready:
-                raise StallError(self._stall_text(method, state, workers, end))
+                yield self._stall_text(method, state, workers, end)
+                continue
             self._step(method, state, workers, self.choose(ready), command, first)
+            yield ""
         return self._finish(method, state, command, first, end)
 
     def _next(
@@ -103,7 +152,8 @@ class Machine:
             need = (worker.turn - wait.turns_back) * counter.signals + wait.threshold
             if state.counters[wait.counter] < need:
                 return -1
-        return task
+        waits = last_node(method, task).waits
+        return task if all(self.flags.value(flag) > worker.turn for flag in waits) else -1
 
     def _gate(self, method: Method, state: MethodState, turn: int, first: int) -> bool | int | None:
         """True if the turn may start, -1 if its decision is awaited, None if it never will."""
@@ -133,6 +183,8 @@ class Machine:
                     state.last_turn = worker.turn
                 state.decided = worker.turn + 1
             _raise_failure(method, state, first)
+        for item in last_node(method, task).raises:
+            self.flags.set(item, worker.turn + 1)
         state.counters[method.signals[task]] += 1
         worker.position += 1
         if worker.position == len(method.queues[index]):
@@ -189,7 +241,20 @@ class Machine:
                         f"{method.name!r} waits for counter {wait.counter} ({counter.kind} of "
                         f"{counter.owner}): have {have}, want {need}; no worker can go on"
                     )
+            for flag in last_node(method, task).waits:
+                have = self.flags.value(flag)
+                if have <= worker.turn:
+                    return (
+                        f"rank {self.plan.rank}, worker {index}: task {task} of method "
+                        f"{method.name!r} waits for flag {flag!r}: have {have}, want "
+                        f"{worker.turn + 1}"
+                    )
         return f"rank {self.plan.rank}: no worker of method {method.name!r} can go on"
+
+
+def last_node(method: Method, task: int) -> Node:
+    """The node that a task's group ends in."""
+    return method.nodes[method.groups[method.tasks[task].group].nodes[-1]]
 
 
 def _raise_failure(method: Method, state: MethodState, first: int) -> None:

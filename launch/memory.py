@@ -1,6 +1,7 @@
 """Allocate the arenas of a plan, and read and write tensors in them."""
 
 import mmap
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,9 @@ import numpy.typing as npt
 from ark_dist.core.data import as_array
 from ark_dist.core.errors import MemoryLimitError
 from ark_dist.core.op import Array
-from ark_dist.core.plan import ARENAS, Plan
+from ark_dist.core.plan import ARENAS, Plan, peer_buffers
 from ark_dist.core.view import Region, View
+from ark_dist.launch.rank_memory import RankMemory
 
 HUGE_PAGE_BYTES = 2 * 1024 * 1024
 # All bits set: NaN in every float, and absurd as an index.
@@ -21,10 +23,17 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Arenas:
-    """The memory of one rank's program, by arena name."""
+    """The memory of one rank's program.
+
+    Attributes:
+        plan: the program.
+        memory: the rank's own, by arena.
+        peers: what lies on other ranks, by buffer.
+    """
 
     plan: Plan
     memory: dict[str, Bytes]
+    peers: Mapping[int, Bytes]
 
     def address(self, arena: str) -> int:
         """Where the arena starts."""
@@ -33,6 +42,8 @@ class Arenas:
     def buffer(self, buffer_id: int) -> Array:
         """A buffer as a writable array over its arena."""
         buffer, place = self.plan.buffers[buffer_id], self.plan.places[buffer_id]
+        if buffer.kind == "peer":
+            return self.peers[buffer_id].view(buffer.dtype.numpy).reshape(buffer.shape)
         part = self.memory[place.arena][place.offset : place.offset + buffer.size_bytes]
         return part.view(buffer.dtype.numpy).reshape(buffer.shape)
 
@@ -67,15 +78,19 @@ class Arenas:
         self.buffer(buffer_id)[...] = data
 
 
-def allocate(plan: Plan) -> Arenas:
-    """Allocate all arenas, poison activations and outputs, fill constants and states."""
-    memory = {
-        name: _allocate(name, size) for name, size in zip(ARENAS, plan.arena_bytes, strict=True)
-    }
-    arenas = Arenas(plan, memory)
+def allocate(plan: Plan, shared: RankMemory | None = None) -> Arenas:
+    """Allocate all arenas, poison activations and outputs, fill constants and states.
+
+    `shared` has the symmetric arena and the way to other ranks' buffers.
+    """
+    sizes = dict(zip(ARENAS, plan.arena_bytes, strict=True))
+    given = {} if shared is None else {"symmetric": shared.symmetric}
+    memory = {n: given[n] if n in given else _allocate(n, size) for n, size in sizes.items()}
+    peers = {} if shared is None else {b: shared.buffer(b) for b in peer_buffers(plan)}
+    arenas = Arenas(plan, memory, peers)
     memory["activations"][:] = POISON
     for buffer in plan.buffers:
-        if buffer.kind == "output":
+        if buffer.kind == "output" or (buffer.kind == "activation" and buffer.export):
             arenas.buffer(buffer.id).reshape(-1).view(np.uint8)[:] = POISON
     reset_state(arenas, kinds=("constant", "state"))
     return arenas

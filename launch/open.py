@@ -3,11 +3,13 @@
 import os
 from collections.abc import Callable
 
+from ark_dist.comm.communicator import Communicator
 from ark_dist.core.abi import MAX_WORKERS
 from ark_dist.core.graph import Graph
 from ark_dist.core.plan import Plan
 from ark_dist.core.settings import Settings
 from ark_dist.core.target import Target, cpu_target, wide_target
+from ark_dist.launch.agreement import check_agreement, node_topology
 from ark_dist.launch.cpuinfo import best_isa
 from ark_dist.launch.devices.base import Device
 from ark_dist.launch.devices.cpu import CpuDevice
@@ -19,15 +21,17 @@ from ark_dist.launch.devices.numpy import NumpyDevice
 from ark_dist.launch.session import Session, SessionOptions
 from ark_dist.scheduler.plan import PlanOptions, make_plan
 
-# Plan, settings, and which GPU of this machine.
-DeviceFactory = Callable[[Plan, Settings, int], Device]
+# Plan, settings, which GPU of this machine, and the other ranks.
+DeviceFactory = Callable[[Plan, Settings, int, Communicator | None], Device]
 
 DEVICES: dict[str, DeviceFactory] = {
-    "cpu": lambda plan, settings, gpu_id: CpuDevice(plan, settings),
-    "numpy": lambda plan, settings, gpu_id: NumpyDevice(plan),
-    "null": lambda plan, settings, gpu_id: NullDevice(plan),
-    "cuda": CudaDevice,
-    "emulated": lambda plan, settings, gpu_id: EmulatedDevice(plan, settings),
+    "cpu": lambda plan, settings, gpu_id, ranks: CpuDevice(plan, settings, ranks),
+    "numpy": lambda plan, settings, gpu_id, ranks: NumpyDevice(
+        plan, communicator=ranks, timeout_s=settings.timeout_s
+    ),
+    "null": lambda plan, settings, gpu_id, ranks: NullDevice(plan),
+    "cuda": lambda plan, settings, gpu_id, ranks: CudaDevice(plan, settings, gpu_id),
+    "emulated": lambda plan, settings, gpu_id, ranks: EmulatedDevice(plan, settings),
 }
 # CTAs of an emulated GPU, unless somebody asks for another number.
 EMULATED_WORKERS = 4
@@ -82,11 +86,21 @@ def open_session(
     worker_count: int | None = None,
     options: PlanOptions | None = None,
     gpu_id: int = 0,
+    communicator: Communicator | None = None,
 ) -> Session:
-    """Plan the graph for a device and return the session that will run it."""
+    """Plan the graph for a device and return the session that will run it.
+
+    `communicator` has the other ranks, whose graphs are planned at the same time.
+    """
     device = find_device(device, settings)
     if worker_count is not None and not 1 <= worker_count <= MAX_WORKERS:
         raise ValueError(f"workers is {worker_count}; it must be 1 to {MAX_WORKERS}")
-    plan = make_plan(graph, target_for(device, settings, worker_count, gpu_id), options)
-    runner = DEVICES[device](plan, settings, gpu_id)
+    target = target_for(device, settings, worker_count, gpu_id)
+    if communicator is None or communicator.size == 1:
+        plan = make_plan(graph, target, options)
+    else:
+        check_agreement(graph, communicator)
+        rank, topology = communicator.rank, node_topology(communicator)
+        plan = make_plan(graph, target, options, rank=rank, topology=topology)
+    runner = DEVICES[device](plan, settings, gpu_id, communicator)
     return Session(plan, runner, SessionOptions(timeout_s=settings.timeout_s))

@@ -35,10 +35,22 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """Task `before[i]` must finish, in the turn `turns_back` ago, before `after[i]` starts."""
+    """Task `before[i]` must finish, in the turn `turns_back` ago, before `after[i]` starts.
+
+    All of `before` are tasks of one group, and so are all of `after`.
+    """
 
     before: Ints
     after: Ints
+    turns_back: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """Tasks `writers` overwrite memory that tasks `before` used in the turn `turns_back` ago."""
+
+    writers: Ints
+    before: Ints
     turns_back: int
 
 
@@ -133,13 +145,16 @@ def _meeting(some: Ints, others: Ints) -> npt.NDArray[np.bool_]:
     return np.asarray((start < stop).all(axis=2))
 
 
+def by_successor(count: int, edges: Sequence[Edges]) -> tuple[Ints, Ints]:
+    """Return (before, starts): task t comes after before[starts[t] : starts[t + 1]]."""
+    none = np.zeros(0, np.int64)
+    before = np.concatenate([none, *(e.before for e in edges)])
+    after = np.concatenate([none, *(e.after for e in edges)])
+    order = np.argsort(after, kind="stable")
+    return before[order], np.searchsorted(after[order], np.arange(count + 1))
+
+
 def predecessors(count: int, edges: Sequence[Edges]) -> list[Ints]:
     """For each task, the ids of the tasks it comes after."""
-    if not edges:
-        return [np.zeros(0, np.int64)] * count
-    before = np.concatenate([e.before for e in edges])
-    after = np.concatenate([e.after for e in edges])
-    by_task = np.argsort(after, kind="stable")
-    starts = np.searchsorted(after[by_task], np.arange(count + 1))
-    before = before[by_task]
+    before, starts = by_successor(count, edges)
     return [before[a:b] for a, b in pairwise(starts)]

@@ -29,19 +29,23 @@ def fuse(
     """Return groups in the order of their last nodes; every node is in at least one."""
     users = _users(nodes)
     drafts: dict[int, _Draft] = {}
+    # For each buffer, the drafts whose last node writes it.
+    writers: dict[int, list[int]] = {}
     for node in nodes:
         draft = _Draft((node.id,), frame_of(node) in ANCHOR_FRAMES)
         for view in dict.fromkeys(node.inputs) if is_enabled else ():
-            producer = _producer(drafts, nodes, view)
+            producer = _producer(writers, nodes, view)
             if producer is not None and _can_join(
                 draft, drafts[producer], nodes[producer], node, nodes, buffers, users
             ):
                 joined = drafts.pop(producer)
+                writers[view.buffer].remove(producer)
                 draft = _Draft(
                     tuple(sorted({*joined.nodes, *draft.nodes})),
                     joined.has_anchor or draft.has_anchor,
                 )
         drafts[node.id] = draft
+        writers.setdefault(node.output.buffer, []).append(node.id)
     if is_enabled:
         drafts = _add_prologues(drafts, nodes, buffers, users)
     ordered = sorted(drafts)
@@ -67,17 +71,15 @@ def _effect(node: Node, buffers: Sequence[Buffer]) -> str:
 def _users(nodes: Sequence[Node]) -> dict[int, list[int]]:
     users: dict[int, list[int]] = {}
     for node in nodes:
-        for view in (*node.inputs, *node.after):
+        for view in (*node.inputs, *node.after, *node.takes):
             users.setdefault(view.buffer, []).append(node.id)
     return users
 
 
-def _producer(drafts: dict[int, _Draft], nodes: Sequence[Node], view: View) -> int | None:
+def _producer(writers: dict[int, list[int]], nodes: Sequence[Node], view: View) -> int | None:
     """The draft whose last node wrote exactly this view, if its buffer has one writer."""
-    writers = [n for n in drafts if nodes[n].output.buffer == view.buffer]
-    if len(writers) == 1 and nodes[writers[0]].output == view:
-        return writers[0]
-    return None
+    found = writers.get(view.buffer, [])
+    return found[0] if len(found) == 1 and nodes[found[0]].output == view else None
 
 
 def _can_join(
@@ -126,7 +128,7 @@ def _is_disturbed(joined: _Draft, node: Node, nodes: Sequence[Node]) -> bool:
     """
     read = {view.buffer for n in joined.nodes for view in nodes[n].inputs}
     between = range(joined.nodes[-1] + 1, node.id)
-    return any(nodes[n].output.buffer in read for n in between)
+    return any(view.buffer in read for n in between for view in nodes[n].writes)
 
 
 def _aliases_output(members: set[int], last: Node, nodes: Sequence[Node]) -> bool:

@@ -1,10 +1,10 @@
 """Place buffers in arenas; activations share memory when their lifetimes do not meet."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ark_dist.core.graph import Buffer
-from ark_dist.core.plan import ALIGNMENT_BYTES, ARENA_OF_KIND, ARENAS, Place
+from ark_dist.core.plan import ALIGNMENT_BYTES, ARENAS, Place, arena_of
 from ark_dist.core.task import Task
 
 
@@ -35,21 +35,25 @@ def aligned(size_bytes: int) -> int:
     return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
-def lifetimes(tasks: Sequence[Task], buffers: Sequence[Buffer]) -> list[Lifetime]:
-    """Lifetimes of the activations that tasks touch, in order of their first group."""
+def lifetimes(tasks: Sequence[Task], buffers: Sequence[Buffer]) -> dict[str, tuple[Lifetime, ...]]:
+    """Lifetimes of the activations that tasks touch, by arena, in order of their first group."""
     spans: dict[int, tuple[int, int]] = {}
     for task in tasks:
         for region in (*task.reads, *task.writes):
             if buffers[region.buffer].kind == "activation":
                 first, last = spans.get(region.buffer, (task.group, task.group))
                 spans[region.buffer] = (min(first, task.group), max(last, task.group))
-    return sorted(
+    lives = sorted(
         (
             Lifetime(buffer, aligned(buffers[buffer].size_bytes), first, last)
             for buffer, (first, last) in spans.items()
         ),
         key=lambda life: (life.first, life.buffer),
     )
+    return {
+        arena: tuple(life for life in lives if arena_of(buffers[life.buffer]) == arena)
+        for arena in ("activations", "symmetric")
+    }
 
 
 def place_activations(lives: Sequence[Lifetime]) -> Placement:
@@ -117,24 +121,26 @@ def _fit(busy: Sequence[tuple[int, int]], size: int, is_best_fit: bool) -> int:
 
 
 def place(
-    buffers: Sequence[Buffer], activations: Sequence[Placement]
+    buffers: Sequence[Buffer], drafts: Sequence[Mapping[str, Placement]]
 ) -> tuple[tuple[Place, ...], tuple[int, ...]]:
     """Return a place per buffer and the size of each arena.
 
-    `activations` has one placement per method; methods never run at once, so they share
-    the arena. Buffers that only live inside fused groups take no memory.
+    `drafts` has, per method, a placement of the activations of each arena; methods never run
+    at once, so they share it. What outlives an iteration comes first. Buffers that only live
+    inside fused groups take no memory, those of other ranks none here.
     """
     sizes = dict.fromkeys(ARENAS, 0)
-    places = []
+    offsets: dict[int, int] = {}
     for buffer in buffers:
-        arena = ARENA_OF_KIND[buffer.kind]
-        offset = 0
-        if buffer.kind == "activation":
-            found = [p.offsets[buffer.id] for p in activations if buffer.id in p.offsets]
-            offset = found[0] if found else 0
-        else:
-            offset = sizes[arena]
+        if buffer.kind not in ("activation", "peer"):
+            arena = arena_of(buffer)
+            offsets[buffer.id] = sizes[arena]
             sizes[arena] += aligned(buffer.size_bytes)
-        places.append(Place(arena, offset))
-    sizes["activations"] = max((p.size_bytes for p in activations), default=0)
-    return tuple(places), tuple(sizes[name] for name in ARENAS)
+    starts = dict(sizes)
+    for placements in drafts:
+        for arena, placement in placements.items():
+            start = starts[arena]
+            offsets.update((b, start + offset) for b, offset in placement.offsets.items())
+            sizes[arena] = max(sizes[arena], start + placement.size_bytes)
+    places = tuple(Place(arena_of(b), offsets.get(b.id, 0)) for b in buffers)
+    return places, tuple(sizes[name] for name in ARENAS)

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from ark_dist.core.graph import Buffer, Graph, GraphMethod, Node
 from ark_dist.core.plan import PLAN_VERSION, Method, Plan
-from ark_dist.core.target import Target
+from ark_dist.core.target import Target, Topology, topology_of
 from ark_dist.core.task import Group, Task
 from ark_dist.core.verify_graph import verify_graph
 from ark_dist.core.verify_plan import verify_plan
+from ark_dist.scheduler.communicate import communicate
 from ark_dist.scheduler.deps import (
     Access,
     Edges,
@@ -32,11 +33,14 @@ class PlanOptions:
         is_fused: merge nodes into groups where that is possible.
         depth: how many turns may be under way before the oldest one's decision is known.
         policy: how tasks find their worker.
+        transport: how messages travel: "peer" (memory that ranks share), "proxy" (the host
+            moves them), or "auto" (peer within a node).
     """
 
     is_fused: bool = True
     depth: int = 1
     policy: Policy = earliest_finish
+    transport: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +53,8 @@ class _Draft:
     touched: dict[int, list[Access]]
     edges: tuple[Edges, ...]
     queues: Queues
-    lives: tuple[Lifetime, ...]
-    placement: Placement
+    lives: dict[str, tuple[Lifetime, ...]]
+    placements: dict[str, Placement]
 
 
 def make_plan(
@@ -59,19 +63,21 @@ def make_plan(
     options: PlanOptions | None = None,
     *,
     rank: int = 0,
-    world_size: int = 1,
+    topology: Topology | None = None,
 ) -> Plan:
-    """Plan all methods of a rank's graph for one target."""
+    """Plan all methods of a rank's graph for one target; `topology` has all ranks."""
     options = options or PlanOptions()
+    topology = topology or topology_of((0,))
     verify_graph(graph)
+    graph = communicate(graph, rank, topology, options.transport)
     methods, buffers = _expanded(graph, target)
     drafts = [_draft(method, buffers, target, options) for method in methods]
-    places, arena_bytes = place(buffers, [d.placement for d in drafts])
+    places, arena_bytes = place(buffers, [d.placements for d in drafts])
     plan = Plan(
         PLAN_VERSION,
         graph.name,
         rank,
-        world_size,
+        topology.size,
         target,
         buffers,
         places,
@@ -99,8 +105,9 @@ def _draft(
     touched = accesses(tasks, buffers)
     edges = tuple(same_turn_edges(touched))
     queues = options.policy(tasks, edges, target)
-    lives = tuple(lifetimes(tasks, buffers))
-    return _Draft(method, groups, tasks, touched, edges, queues, lives, place_activations(lives))
+    lives = lifetimes(tasks, buffers)
+    placements = {arena: place_activations(some) for arena, some in lives.items()}
+    return _Draft(method, groups, tasks, touched, edges, queues, lives, placements)
 
 
 def _method(draft: _Draft, target: Target, options: PlanOptions) -> Method:
@@ -111,7 +118,11 @@ def _method(draft: _Draft, target: Target, options: PlanOptions) -> Method:
         draft.tasks,
         draft.queues,
         (*draft.edges, *back),
-        reuse_edges(draft.lives, draft.placement, draft.touched),
+        [
+            item
+            for arena, lives in draft.lives.items()
+            for item in reuse_edges(lives, draft.placements[arena], draft.touched)
+        ],
         target.counters,
         stop_task,
         options.depth,
@@ -131,5 +142,5 @@ def _method(draft: _Draft, target: Target, options: PlanOptions) -> Method:
 
 
 def _lasting(draft: _Draft) -> frozenset[int]:
-    placed = draft.placement.offsets
+    placed = {b for placement in draft.placements.values() for b in placement.offsets}
     return frozenset(b for b in draft.touched if b not in placed)

@@ -1,9 +1,10 @@
 """Cut each group into tasks that cover its output once."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from math import prod
 
 from ark_dist.core.graph import Buffer, Node, frame_of
+from ark_dist.core.likeness import likeness
 from ark_dist.core.op import OPS
 from ark_dist.core.shape import Box, box_size
 from ark_dist.core.target import Cost, Target
@@ -13,21 +14,64 @@ from ark_dist.core.view import Region, View
 # Frames of operators that touch only a part of what they declare.
 SPARSE_FRAMES = ("gather", "tile")
 
+# Equal regions as one object: tiles share most of what they read.
+_Regions = dict[Region, Region]
+
 
 def tile(
     groups: Sequence[Group], nodes: Sequence[Node], buffers: Sequence[Buffer], target: Target
 ) -> tuple[Task, ...]:
-    """Return the tasks of all groups, in group order; empty tensors have none."""
+    """Return the tasks of all groups, in group order; empty tensors have none.
+
+    Of groups that differ in their buffers only, such as those of equal layers, the first one
+    is cut and the others are copies.
+    """
     tasks: list[Task] = []
+    models: dict[Hashable, tuple[tuple[int, ...], Sequence[Task]]] = {}
     for group in groups:
-        anchor = anchor_node(group, nodes)
-        op = OPS[anchor.op]
-        boxes = op.tiles(anchor.input_specs, anchor.output.spec, anchor.attributes, target)
-        if prod(anchor.output.shape) == 0:
-            boxes = ()
-        for box in boxes:
-            tasks.append(_task(len(tasks), group, box, nodes, buffers))
+        like = likeness(group, nodes, buffers)
+        if like.form in models:
+            theirs, model = models[like.form]
+            renamed = dict(zip(theirs, like.buffers, strict=True))
+            tasks += _copies(model, len(tasks), group, renamed)
+        else:
+            model = _tasks(group, len(tasks), nodes, buffers, target)
+            models[like.form] = like.buffers, model
+            tasks += model
     return tuple(tasks)
+
+
+def _tasks(
+    group: Group, first_id: int, nodes: Sequence[Node], buffers: Sequence[Buffer], target: Target
+) -> list[Task]:
+    anchor = anchor_node(group, nodes)
+    if prod(anchor.output.shape) == 0:
+        return []
+    tiles = OPS[anchor.op].tiles
+    boxes = tiles(anchor.input_specs, anchor.output.spec, anchor.attributes, target)
+    known: _Regions = {}
+    return [
+        _task(number, group, box, nodes, buffers, known)
+        for number, box in enumerate(boxes, first_id)
+    ]
+
+
+def _copies(
+    model: Sequence[Task], first_id: int, group: Group, renamed: Mapping[int, int]
+) -> Iterator[Task]:
+    """Yield the tasks of a group that does what the model's does, with other buffers."""
+    # By identity: to hash a region takes longer than to copy it.
+    known: dict[int, Region] = {}
+
+    def copied(regions: tuple[Region, ...]) -> Iterator[Region]:
+        for region in regions:
+            if id(region) not in known:
+                known[id(region)] = Region(renamed[region.buffer], region.box)
+            yield known[id(region)]
+
+    for number, task in enumerate(model, first_id):
+        reads, writes = tuple(copied(task.reads)), tuple(copied(task.writes))
+        yield Task(number, group.id, task.box, reads, writes, task.cost, group.effect)
 
 
 def anchor_node(group: Group, nodes: Sequence[Node]) -> Node:
@@ -58,7 +102,12 @@ def node_boxes(
 
 
 def _task(
-    task_id: int, group: Group, box: Box, nodes: Sequence[Node], buffers: Sequence[Buffer]
+    task_id: int,
+    group: Group,
+    box: Box,
+    nodes: Sequence[Node],
+    buffers: Sequence[Buffer],
+    known: _Regions,
 ) -> Task:
     reads: dict[Region, None] = {}
     made = {nodes[n].output for n in group.nodes[:-1]}
@@ -75,10 +124,13 @@ def _task(
             reads[view.whole(buffers[view.buffer].shape)] = None
     output = nodes[group.nodes[-1]].output
     write = output.region(box, buffers[output.buffer].shape)
+    taken = (view.whole(buffers[view.buffer].shape) for view in nodes[group.nodes[-1]].takes)
     touched = sum(
         box_size(region.box) * buffers[region.buffer].dtype.itemsize for region in (*reads, write)
     )
     # Regions hold all that may be touched; where data decides, the operator knows how much is.
     is_sparse = any(frame_of(nodes[n]) in SPARSE_FRAMES for n in group.nodes)
     cost = Cost(declared if is_sparse else touched, ops)
-    return Task(task_id, group.id, box, tuple(reads), (write,), cost, group.effect)
+    writes = (write, *dict.fromkeys(taken))
+    read, written = (tuple(known.setdefault(r, r) for r in some) for some in (reads, writes))
+    return Task(task_id, group.id, box, read, written, cost, group.effect)

@@ -18,7 +18,13 @@ SPECIAL = (
     *("command_scalar", "stop_when", "rope", "sample"),
     *("attention", "attention_part", "attention_merge", "matmul_part"),
 )
-TESTED = tuple(sorted(name for name in OPS if name not in SPECIAL))
+# What takes several ranks.
+COMMUNICATION = ("communication", "handshake")
+TESTED = tuple(
+    sorted(
+        name for name, op in OPS.items() if name not in SPECIAL and op.effect not in COMMUNICATION
+    )
+)
 SHAPES = 22  # cases of one operator and dtype: at least 20 is what was asked for
 SIZES = (1, 1, 2, 3, 5, 7, 16, 17, 33, 64, 130)
 FORMS = ("plain", "plain", "transposed", "narrowed", "broadcast", "reshaped")

@@ -33,6 +33,7 @@ SUFFIXES = (".py", ".h", ".cuh", ".md", ".toml", ".sh")
 OPERATORS = ROOT / "docs" / "operators.md"
 TABLE_HEAD = ("| operator | dtypes | what it does | fuses with |", "|---|---|---|---|")
 MOVEMENT = "Movement and views"
+COMMUNICATION = "Communication between ranks"
 # Sections in order, with the operators whose frame does not tell where they belong.
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Elementwise": (),
@@ -45,6 +46,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *("attention", "embedding", "im2col", "matmul", "rope", "sample"),
     ),
     "State and control": ("identity", "scatter", "stop_when"),
+    COMMUNICATION: (),
 }
 FRAME_SECTIONS = {
     "map": "Elementwise",
@@ -128,6 +130,8 @@ def section_of(op: Op) -> str:
     for section, names in SECTIONS.items():
         if op.name in names:
             return section
+    if op.effect == "communication":
+        return COMMUNICATION
     return FRAME_SECTIONS.get(op.kernel.frame if op.kernel else "", MOVEMENT)
 
 
@@ -149,6 +153,8 @@ def dtypes_text(dtypes: tuple[str, ...]) -> str:
 
 def fuses_text(op: Op) -> str:
     """What an operator can share a task with, as scheduler/fuse.py has it."""
+    if op.effect == "communication":
+        return "nothing"
     if op.kernel is None:
         return "no work" if op.pieces is None else "whatever makes its parts"
     if op.kernel.frame == "map":

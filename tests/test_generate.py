@@ -58,7 +58,7 @@ def test_ruff_finds_nothing_to_repair() -> None:
 def test_an_operator_is_a_function_and_a_method_with_the_arguments_of_its_record(
     name: str,
 ) -> None:
-    arguments = [a.name for a in OPS[name].arguments]
+    arguments = [a.name for a in OPS[name].public_arguments]
     options = [] if OPS[name].parts is not None else ["output", "name"]
     function = getattr(ops_module, name)
     assert list(inspect.signature(function).parameters) == [*arguments, *options]
@@ -76,7 +76,7 @@ def test_an_operator_is_a_function_and_a_method_with_the_arguments_of_its_record
 def test_an_operator_documents_every_argument(name: str) -> None:
     doc = inspect.getdoc(getattr(ops_module, name)) or ""
     output = () if OPS[name].parts is not None else (Argument("output", "", "", None),)
-    for argument in (*OPS[name].arguments, *output):
+    for argument in (*OPS[name].public_arguments, *output):
         assert f"\n    {argument.name}: " in doc
     assert "\nRaises:\n" in doc
 
@@ -86,11 +86,16 @@ def test_operators_that_only_sessions_use_are_left_out() -> None:
     assert not hasattr(ops_module, "command_scalar")
 
 
+def test_what_the_builder_fills_in_is_no_argument_of_the_public_function() -> None:
+    assert {a.name for a in OPS["send_done"].arguments} == {"input", "dst", "tag", "rank", "world"}
+    assert list(inspect.signature(ark.send_done).parameters) == ["input", "output", "name"]
+
+
 def test_every_attribute_of_an_operator_can_be_converted() -> None:
     kinds = {
         argument.annotation.removesuffix(" | None")
         for name in PUBLIC
-        for argument in OPS[name].arguments
+        for argument in OPS[name].public_arguments
         if not argument.is_tensor and argument.annotation != "Sequence[Tensor]"
     }
     assert kinds <= set(CONVERTERS)

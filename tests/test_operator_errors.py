@@ -4,13 +4,14 @@ import inspect
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pytest
 
 import ark_dist as ark
 import ark_dist.kernels.ops  # registers the operators
+from ark_dist.context import drop_model
 from ark_dist.core.dtype import DTYPES
 from ark_dist.core.op import OPS
 from ark_dist.core.shape import MAX_DIMS
@@ -29,6 +30,15 @@ BAD_VALUES: tuple[object, ...] = (
 )
 BAD_SHAPES = ((), (1,), (0,), (6,), (4, 6), (0, 6), (4, 0), (2,) * 8, (3, 5, 7), (2**24, 2**23))
 WAYS = ("function", "model", "tensor")
+
+
+@pytest.fixture(autouse=True)
+def _two_ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Models are built for rank 0 of 2: alone it could send to nobody."""
+    monkeypatch.setattr("ark_dist.model.world_size", lambda: 2)
+    drop_model()
+    yield
+    drop_model()
 
 
 def arguments(model: ark.Model, name: str) -> dict[str, object]:
@@ -52,6 +62,7 @@ def arguments(model: ark.Model, name: str) -> dict[str, object]:
         "layernorm": lambda: {"input": t(4, 6), "weight": t(6), "bias": t(6)},
         "matmul": lambda: {"input": t(4, 6), "other": t(6, 5)},
         "narrow": lambda: {"input": t(4, 6), "axis": 0, "start": 0, "length": 2},
+        "recv": lambda: {"shape": (4, 6), "dtype": "fp32", "src": 1},
         "reshape": lambda: {"input": t(4, 6), "shape": (24,)},
         "rmsnorm": lambda: {"input": t(4, 6), "weight": t(6)},
         "rope": lambda: {
@@ -62,6 +73,8 @@ def arguments(model: ark.Model, name: str) -> dict[str, object]:
         "scatter": lambda: {
             **{"input": t(4, 6), "source": t(4, 2), "position": t(1, dtype="int32"), "axis": 1}
         },
+        "send": lambda: {"input": t(4, 6), "dst": 1},
+        "send_done": lambda: {"input": t(4, 6).send(1)},
         "sharding": lambda: {"input": t(4, 6), "axis": 1, "dim_per_shard": 2},
         "slice": lambda: {"input": t(4, 6), "starts": (0, 1), "stops": (2, 6), "steps": (1, 2)},
         "split": lambda: {"input": t(4, 6), "split_size": 2, "axis": 1},
@@ -88,7 +101,7 @@ def function(model: ark.Model, name: str, way: str) -> Callable[..., object] | N
     if way == "model":
         found = getattr(model, name)
         return found
-    if next(iter(OPS[name].arguments)).name != "input":
+    if OPS[name].arguments[0].name != "input":
         return None
     # `shape` may also be given as numbers one by one, so it has no name there.
     shape = [argument for argument in ("shape",) if name in ("reshape", "view")]

@@ -17,8 +17,8 @@ from ark_dist.core.errors import CheckpointError
 from ark_dist.safetensors_file import (
     MAX_NAME_BYTES,
     MAX_TENSORS,
+    Entry,
     SafetensorsFile,
-    TensorInfo,
     build_header,
 )
 
@@ -73,7 +73,7 @@ def test_rows_of_a_tensor_are_read_without_the_rest(tmp_path: Path) -> None:
     save_file({"w": np.arange(12, dtype=np.int32).reshape(4, 3)}, tmp_path / "x")
     with SafetensorsFile.open(tmp_path / "x") as file:
         info = file.tensors["w"]
-        assert isinstance(info, TensorInfo)
+        assert isinstance(info, Entry)
         row_bytes = 3 * info.dtype.itemsize
         data = file.read_bytes(info.begin + row_bytes, info.begin + 3 * row_bytes)
     assert np.frombuffer(data, info.dtype).tolist() == [3, 4, 5, 6, 7, 8]

@@ -14,6 +14,7 @@ MAX_WORKERS = 1024
 # Task flags; above them, the slots of the weight stream that a task takes.
 EFFECT = 1
 STOP = 2
+HANDSHAKE = 4
 SLOTS_SHIFT = 8
 
 # Reasons to abort, in the abort word.
@@ -21,6 +22,7 @@ RUNNING = 0
 HOST_ABORT = 1
 STALLED = 2
 TASK_FAILED = 3
+PEER_ABORT = 4
 
 # What a worker does, in its status.
 IDLE = 0
@@ -78,9 +80,11 @@ TASK = Record(
         ("operands", "u4", 1, "first of its addresses in the operand table"),
         ("waits", "u4", 1, "first of its rows in the wait table"),
         ("wait_count", "u4", 1, "how many waits"),
-        ("flags", "u4", 1, "EFFECT, STOP; its slots << SLOTS_SHIFT"),
+        ("flags", "u4", 1, "EFFECT, STOP, HANDSHAKE; its slots << SLOTS_SHIFT"),
         ("counter", "u4", 1, "the counter it raises"),
         ("id", "u4", 1, "its id in the plan"),
+        ("raises", "u4", 1, "first of its addresses in the table of raises"),
+        ("raise_count", "u4", 1, "how many flags it raises when it is done"),
     ),
 )
 OPERAND = Record(
@@ -217,9 +221,10 @@ CONFIG = Record(
         ("params", "u8", 1, "int64_t[]"),
         ("operands", "u8", 1, "void*[]"),
         ("waits", "u8", 1, "ark_wait[]"),
+        ("raises", "u8", 1, "ark_counter*[]: flags in the memory of other ranks"),
         ("queues", "u8", 1, "ark_queue[method][worker]"),
         ("methods", "u8", 1, "ark_method[]"),
-        ("counters", "u8", 1, "ark_counter[]"),
+        ("counters", "u8", 1, "ark_counter[]: counters, then the rank's flags, of each method"),
         ("control", "u8", 1, "ark_control"),
         ("method_states", "u8", 1, "ark_method_state[]"),
         ("commands", "u8", 1, "ark_command[COMMAND_RING]"),
@@ -235,6 +240,8 @@ CONFIG = Record(
         ("threads", "u8", 1, "uint64_t[worker]: thread handles, written by the start"),
         ("timeout_ns", "u8", 1, "limit of a wait without progress"),
         ("idle_spin_ns", "u8", 1, "how long an idle worker spins before it sleeps"),
+        ("wait_spins", "u4", 1, "pauses in a wait before it yields the core"),
+        ("reserved", "u4", 1, "0"),
         ("worker_count", "u4", 1, "how many workers"),
         ("method_count", "u4", 1, "how many methods"),
     ),
@@ -271,6 +278,7 @@ LAUNCH = Record(
         ("params", "u8", 1, "int64_t[]"),
         ("operands", "u8", 1, "void*[]"),
         ("waits", "u8", 1, "ark_wait[]"),
+        ("raises", "u8", 1, "ark_counter*[]: flags in the memory of other ranks"),
         ("queues", "u8", 1, "ark_queue[method][worker]"),
         ("methods", "u8", 1, "ark_method[]"),
         ("streams", "u8", 1, "ark_queue[method][worker]: rows of the weight stream"),
@@ -316,12 +324,14 @@ RECORDS = (
 _CONSTANTS = {
     "EFFECT": EFFECT,
     "STOP": STOP,
+    "HANDSHAKE": HANDSHAKE,
     "SLOTS_SHIFT": SLOTS_SHIFT,
     "EXIT": EXIT,
     "RUNNING": RUNNING,
     "HOST_ABORT": HOST_ABORT,
     "STALLED": STALLED,
     "TASK_FAILED": TASK_FAILED,
+    "PEER_ABORT": PEER_ABORT,
     "IDLE": IDLE,
     "WAITING": WAITING,
     "COMPUTING": COMPUTING,

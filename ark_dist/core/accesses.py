@@ -65,7 +65,8 @@ def accesses(method: Method, buffers: Sequence[Buffer]) -> Mapping[int, Sequence
 
 def _cover(method: Method, buffer: Buffer, group: int) -> Box | None:
     """The box that the group's output fills: the region of a view may be wider than the view."""
-    view = method.nodes[method.groups[group].nodes[-1]].output
+    last = method.nodes[method.groups[group].nodes[-1]]
+    view = next(view for view in last.writes if view.buffer == buffer.id)
     box = view.whole(buffer.shape).box
     count = 1
     for size in view.shape:

@@ -1,14 +1,22 @@
 """Turn API calls into a Graph; shapes and dtypes are inferred on the way."""
 
-import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ark_dist.core.arguments import (
+    attributes_of_send,
+    check_count,
+    check_result,
+    check_shard,
+    check_stage,
+    default_attributes,
+)
 from ark_dist.core.data import bits_dtype, check_number, converted, default_dtype
 from ark_dist.core.dtype import DType, DTypeLike, as_dtype
 from ark_dist.core.graph import WRITABLE_KINDS, Buffer, Graph, GraphMethod, Node, freeze_attrs
+from ark_dist.core.groups import check_world
 from ark_dist.core.layout import P
 from ark_dist.core.names import Names, checked_name
 from ark_dist.core.op import AttrValue, Op, find_op, reads_in_place
@@ -31,11 +39,18 @@ Operand = Value | int | float | bool
 
 
 class GraphBuilder:
-    """Collects the buffers and nodes of one model; `freeze` makes the Graph."""
+    """Collects the buffers and nodes of one model; `freeze` makes the Graph.
 
-    def __init__(self, name: str = "model") -> None:
+    Attributes:
+        name: the model's name.
+        rank, world_size: where it will run, for operators that ranks do together.
+    """
+
+    def __init__(self, name: str = "model", *, rank: int = 0, world_size: int = 1) -> None:
         """Start an empty model."""
         self.name = checked_name(name)
+        check_world(f"model {name!r}", rank, world_size)
+        self.rank, self.world_size = int(rank), int(world_size)
         self._buffers: list[Buffer] = []
         self._methods: dict[str, list[Node]] = {DEFAULT_METHOD: []}
         self._method = DEFAULT_METHOD
@@ -61,6 +76,7 @@ class GraphBuilder:
 
     def select_stage(self, stage: int) -> int:
         """Give new nodes this pipeline stage from now on; returns the one before."""
+        check_stage(stage)
         before, self._stage = self._stage, stage
         return before
 
@@ -167,10 +183,10 @@ class GraphBuilder:
         Raises ValueError or TypeError with the operator's message; nothing is added then.
         """
         op = find_op(op_name)
-        attrs = {**_defaults(op), **(attrs or {})}
         specs = self._check_inputs(op, inputs)
+        attrs = {**default_attributes(op), **self._filled(op, inputs), **(attrs or {})}
         spec = op.infer(specs, attrs)
-        _check_result(op_name, spec)
+        check_result(op_name, spec)
         if output is not None:
             self._check_output(op_name, spec, output, inputs)
         if name is not None:
@@ -201,6 +217,18 @@ class GraphBuilder:
         """Let the host read this tensor after a run, even though operators use it."""
         self._check_own("keep", value)
         self._kept.append(value.view.buffer)
+
+    def shard(self, value: Value, shard: P) -> None:
+        """Say how the mesh cuts a whole tensor, whoever made it; the last word counts."""
+        self._check_own("shard", value)
+        buffer = self._buffers[value.view.buffer]
+        if value.view != whole_view(buffer):
+            raise ValueError(
+                f"shard: the tensor is only a view of {buffer.name!r}; shard that tensor, or a "
+                "copy of the view"
+            )
+        check_shard("shard", shard, buffer.shape)
+        self._buffers[buffer.id] = replace(buffer, shard=shard)
 
     def is_taken(self, name: str) -> bool:
         """Whether a buffer has this name already; a second one would get a number."""
@@ -237,11 +265,8 @@ class GraphBuilder:
         initial: bytes | None,
     ) -> Value:
         dtype, sizes = as_dtype(dtype), as_shape(shape)
-        if shard is not None and len(shard) != len(sizes):
-            raise ValueError(
-                f"{prefix}: shard {shard} names {len(shard)} dimensions, the shape {sizes} "
-                f"has {len(sizes)}"
-            )
+        if shard is not None:
+            check_shard(prefix, shard, sizes)
         buffer = self._add_buffer(kind, prefix, sizes, dtype, name, None, shard, initial)
         return Value(self, whole_view(buffer))
 
@@ -265,7 +290,7 @@ class GraphBuilder:
 
     def _check_inputs(self, op: Op, inputs: Sequence[Operand]) -> tuple[Spec, ...]:
         """Shape and dtype of each input; a number has the dtype of the first that shares it."""
-        _check_count(op, len(inputs))
+        check_count(op, len(inputs))
         tensors = [argument for argument in op.arguments if argument.is_tensor]
         apart = {i for i, argument in enumerate(tensors) if argument.dtype is not None}
         sharing = (v for i, v in enumerate(inputs) if i not in apart)
@@ -287,6 +312,18 @@ class GraphBuilder:
                     f"wanted a tensor of this model{number}"
                 )
         return tuple(specs)
+
+    def _filled(self, op: Op, inputs: Sequence[Operand]) -> dict[str, AttrValue]:
+        """The attributes that the caller of an operator does not give."""
+        known = {"rank": self.rank, "world": self.world_size}
+        attrs: dict[str, AttrValue] = {
+            a.name: known[a.name] for a in op.arguments if a.source == "builder"
+        }
+        if any(a.source == "send" for a in op.arguments):
+            (token,) = inputs
+            assert isinstance(token, Value), f"{op.name} takes a tensor"
+            attrs.update(attributes_of_send(op, self._methods[self._method], token.view))
+        return attrs
 
     def _check_own(self, op_name: str, value: Value) -> None:
         if not isinstance(value, Value):
@@ -450,33 +487,3 @@ class GraphBuilder:
 def whole_view(buffer: Buffer) -> View:
     """The view that covers all of a buffer."""
     return View(buffer.id, buffer.dtype, 0, buffer.shape, row_major_strides(buffer.shape))
-
-
-def _check_result(op_name: str, spec: Spec) -> None:
-    try:
-        as_shape(spec.shape)
-    except ValueError as error:
-        raise ValueError(f"{op_name}: the result's {error}") from None
-
-
-def _defaults(op: Op) -> dict[str, AttrValue]:
-    """The attributes that need not be given."""
-    return {
-        argument.name: ast.literal_eval(argument.default)
-        for argument in op.arguments
-        if argument.default is not None
-        and not argument.is_tensor
-        and "Tensor" not in argument.annotation
-    }
-
-
-def _check_count(op: Op, count: int) -> None:
-    if any(argument.is_list for argument in op.arguments):
-        if not count:
-            raise ValueError(f"{op.name}: the list of tensors is empty; give at least one")
-        return
-    most = sum(argument.is_tensor for argument in op.arguments)
-    least = most - sum(argument.is_optional for argument in op.arguments)
-    if not least <= count <= most:
-        wanted = str(most) if least == most else f"{least} to {most}"
-        raise TypeError(f"{op.name}: found {count} tensors, wanted {wanted}")

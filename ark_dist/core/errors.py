@@ -51,3 +51,78 @@ class CheckpointError(ArkError):
 
 class StateDictError(ArkError):
     """A state_dict does not fit the module: every mismatch is listed."""
+
+
+class ConfigError(ArkError):
+    """What was asked for does not fit the machine or the way the ranks were started."""
+
+
+class PlanWorldSizeError(PlanError):
+    """A plan was made for another number of ranks."""
+
+
+class ShardCorruptError(CheckpointError):
+    """A rank's part of a checkpoint is missing or damaged."""
+
+
+class CommError(ArkError):
+    """Ranks could not communicate."""
+
+
+class CommTimeout(CommError):
+    """A call waited longer than its limit for other ranks.
+
+    Attributes:
+        rank: the rank that waited.
+        op: the call, such as "all_reduce".
+        seq: which call of its kind it was on this communicator.
+        waited_s: how long it waited.
+        missing: the ranks it still waited for, where that is known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        rank: int = -1,
+        op: str = "",
+        seq: int = -1,
+        waited_s: float = 0.0,
+        missing: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.rank = rank
+        self.op = op
+        self.seq = seq
+        self.waited_s = waited_s
+        self.missing = missing
+
+
+class PeerLost(CommError):
+    """A rank that was waited for ended.
+
+    Attributes:
+        rank: the rank that noticed.
+        lost: the ranks that ended.
+    """
+
+    def __init__(self, message: str, *, rank: int = -1, lost: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.rank = rank
+        self.lost = lost
+
+
+class CommAborted(CommError):
+    """The communicator was given up: by `abort`, or because a call on another rank failed."""
+
+
+class CommMismatch(CommError):
+    """Ranks made calls that do not belong together."""
+
+
+class PlanMismatchError(CommMismatch):
+    """Ranks hold plans that do not belong together."""
+
+
+class NcclError(CommError):
+    """A call of NCCL failed."""

@@ -12,9 +12,9 @@ from ark_dist.core.shape import Shape
 from ark_dist.core.view import Spec, View
 
 # weight, constant: read-only · state: lives across iterations · input, output: the host's
-# side · activation: lives within one iteration.
-BUFFER_KINDS = ("weight", "constant", "state", "input", "output", "activation")
-WRITABLE_KINDS = ("state", "output", "activation")
+# side · activation: lives within one iteration · peer: memory of another rank.
+BUFFER_KINDS = ("weight", "constant", "state", "input", "output", "activation", "peer")
+WRITABLE_KINDS = ("state", "output", "activation", "peer")
 EFFECT_KINDS = ("state", "output")
 
 
@@ -33,6 +33,9 @@ class Buffer:
         packing: name of the layout a weight is stored in; "" is row-major.
         initial: first bytes of a constant or state; None is zeros.
         shard: how the mesh cuts it; None is not said.
+        export: the name under which other ranks reach it; "" where none does. Of a "peer"
+            buffer, the name it has on the rank that it lies on.
+        peer: the rank that a "peer" buffer lies on, else -1.
     """
 
     id: int
@@ -45,11 +48,25 @@ class Buffer:
     packing: str = ""
     initial: bytes | None = None
     shard: P | None = None
+    export: str = ""
+    peer: int = -1
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all slots."""
         return prod(self.shape) * self.dtype.itemsize * self.slots
+
+
+# The rank of a flag that is for this rank's own host thread.
+HOST = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Raise:
+    """Tell rank `rank` by its flag `flag` that this turn's work is done; `HOST` is one's own."""
+
+    rank: int
+    flag: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +82,9 @@ class Node:
         attrs: the operator's attributes, sorted by name.
         after: views it does not read but has to come after (`identity` with deps).
         stage: the pipeline stage it runs in.
+        takes: views that a handshake takes over: for the order of things it writes them.
+        waits: this rank's flags that a handshake waits for, each raised once per turn.
+        raises: other ranks' flags that it raises when it is done.
     """
 
     id: int
@@ -75,6 +95,14 @@ class Node:
     attrs: tuple[tuple[str, AttrValue], ...]
     after: tuple[View, ...] = ()
     stage: int = 0
+    takes: tuple[View, ...] = ()
+    waits: tuple[str, ...] = ()
+    raises: tuple[Raise, ...] = ()
+
+    @property
+    def writes(self) -> tuple[View, ...]:
+        """All that it writes or takes over."""
+        return (self.output, *self.takes)
 
     @property
     def attributes(self) -> Attrs:

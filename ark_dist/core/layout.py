@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import prod
 
-Interval = tuple[int, int]
+from ark_dist.core.shape import Box
 
 
 class P(tuple[str | None, ...]):
@@ -44,14 +44,38 @@ class MeshShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Which part of a tensor each rank holds.
+class Share:
+    """What the ranks have of one buffer of the global graph.
 
     Attributes:
-        parts: for each rank, one [start, stop) per dimension. Parts may be uneven;
-            parts of parameters and of values that every holder computes alike may overlap.
-        partial: whether the ranks' values have to be summed to give the tensor's value.
+        buffer: its id in this rank's graph, -1 where the rank has nothing of it.
+        parts: for every rank of the world the [start, stop) per dimension that it holds. A
+            rank that holds nothing has an empty box. Parts may be uneven; those that overlap
+            have equal values there.
     """
 
-    parts: tuple[tuple[Interval, ...], ...]
-    partial: bool = False
+    buffer: int
+    parts: tuple[Box, ...]
+
+    def is_held_by(self, rank: int) -> bool:
+        """Whether the rank has any element; of a tensor without dimensions, the one."""
+        return all(start < stop for start, stop in self.parts[rank])
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One communication that partitioning put into a rank's graph.
+
+    Attributes:
+        node: the node that it is for.
+        op: the communication operator.
+        ranks: who takes part.
+        bytes: what this rank receives, at most.
+        reason: why, in words.
+    """
+
+    node: str
+    op: str
+    ranks: tuple[int, ...]
+    bytes: int
+    reason: str

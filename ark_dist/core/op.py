@@ -32,6 +32,9 @@ class Argument:
         default: its default as Python source, or None if it must be given.
         dtype: the dtype that this tensor has whatever the others have, such as the condition's
             of `where`; None for tensors that share one.
+        source: who gives an attribute: the "caller", or else it is no argument of the public
+            function: the "builder", which knows `rank` and `world`, or the "send" that made
+            the first input.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Argument:
     doc: str
     default: str | None
     dtype: str | None = None
+    source: str = "caller"
 
     @property
     def is_tensor(self) -> bool:
@@ -115,7 +119,7 @@ class Op:
     Attributes:
         name: the public name, also the name of its files.
         summary: the first lines of the public docstring.
-        arguments: the public signature, tensors and attributes.
+        arguments: tensors and attributes; `public_arguments` are those of its function.
         dtypes: names of the dtypes its tensors may have.
         infer: inputs and attributes -> output spec; raises ValueError or TypeError.
         view: input view and attributes -> output view without moving data, None if this
@@ -125,12 +129,18 @@ class Op:
             correct; floating point comes and leaves as float64, rounded by the caller.
         tiles: inputs, output spec, attributes, target -> boxes that cover the output once.
         cost: inputs, output spec, attributes, box -> bytes and operations of one tile.
-        sharding: an einsum-like rule such as "mk,kn->mn", "..." for elementwise, or None
-            where the operator can't be cut.
+        sharding: which dimensions are cut together when several ranks share the work, in the
+            language of `ark_dist.core.sharding`, such as "mk,kn->mn"; or inputs, output spec,
+            attributes -> such a rule. None where every rank computes all of it.
+        localize: inputs, output spec, attributes, the boxes that a rank has of the inputs, the
+            box that it computes -> the attributes of the rank's own node. None where they are
+            the same.
         gradient: None until reverse mode is there.
         effect: "none", or "stop" for the operator that may end a run, "command" for the
-            one that reads a command's scalars.
-        kernel: how generated code computes it; None for views and for `pieces`.
+            one that reads a command's scalars, "communication" for those that ranks do
+            together (`scheduler/communicate.py` replaces them), "handshake" for what it puts
+            there to wait for other ranks.
+        kernel: how generated code computes it; None for views, `pieces` and communication.
         expand: inputs, output spec, attributes, target -> the steps that compute it there,
             the last one its output; empty where it stays one node. None is never.
         parts: inputs, attributes -> how many results its function returns, as a list; each is
@@ -151,7 +161,8 @@ class Op:
     reference: Callable[[tuple[Array, ...], Attrs, Box], Array]
     tiles: Callable[[Specs, Spec, Attrs, Target], tuple[Box, ...]]
     cost: Callable[[Specs, Spec, Attrs, Box], Cost]
-    sharding: str | None
+    sharding: str | Callable[[Specs, Spec, Attrs], str | None] | None
+    localize: Callable[[Specs, Spec, Attrs, tuple[Box, ...], Box], Attrs] | None
     gradient: None
     effect: str
     kernel: Kernel | None
@@ -159,6 +170,11 @@ class Op:
     parts: Callable[[Specs, Attrs], int] | None
     pieces: Callable[[Specs, Attrs, View], tuple[View, ...]] | None
     is_public: bool
+
+    @property
+    def public_arguments(self) -> tuple[Argument, ...]:
+        """The arguments of its public function, all but what the builder fills in."""
+        return tuple(argument for argument in self.arguments if argument.source == "caller")
 
 
 OPS: dict[str, Op] = {}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ark_dist.core.graph import Buffer, Node
+from ark_dist.core.graph import HOST, Buffer, Node
 from ark_dist.core.target import Target
 from ark_dist.core.task import Group, Task
 
@@ -17,6 +17,11 @@ ARENA_OF_KIND = {
     "output": "io",
     "activation": "activations",
 }
+
+
+def arena_of(buffer: Buffer) -> str:
+    """The arena that a buffer lies in: what other ranks reach is in the symmetric one."""
+    return "symmetric" if buffer.export else ARENA_OF_KIND[buffer.kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +133,15 @@ class Plan:
         from ark_dist.core.plan_text import plan_text
 
         return plan_text(self)
+
+
+def own_flags(method: Method) -> tuple[str, ...]:
+    """The flags that lie on this rank: those it waits for, and those that its host looks at."""
+    awaited = (flag for node in method.nodes for flag in node.waits)
+    asked = (item.flag for node in method.nodes for item in node.raises if item.rank == HOST)
+    return (*awaited, *asked)
+
+
+def peer_buffers(plan: Plan) -> tuple[int, ...]:
+    """Ids of the buffers that lie on other ranks, in order."""
+    return tuple(buffer.id for buffer in plan.buffers if buffer.kind == "peer")

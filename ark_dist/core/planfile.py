@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgpack
 
 from ark_dist.core.errors import PlanError, PlanFormatError
-from ark_dist.core.graph import Buffer, Node
+from ark_dist.core.graph import Buffer, Node, Raise
 from ark_dist.core.op import AttrValue
 from ark_dist.core.packed import Limits, Table, column, ragged, unpack
 from ark_dist.core.plan import PLAN_VERSION, Counter, Method, Plan, Wait
@@ -115,6 +115,7 @@ class _Writer:
         self._region_lists: Table[tuple[Region, ...]] = Table()
         self._waits: Table[Wait] = Table()
         self._wait_lists: Table[tuple[Wait, ...]] = Table()
+        self._raises: Table[Raise] = Table()
 
     def body(self, plan: Plan) -> Mapping[str, object]:
         """The whole plan. Tables come last: writing the rest fills them."""
@@ -155,6 +156,9 @@ class _Writer:
             "shard": self._optional(
                 self._shards, [None if b.shard is None else tuple(b.shard) for b in buffers]
             ),
+            "export": self._words([b.export for b in buffers]),
+            # From 1 on; 0 is none.
+            "peer": column([b.peer + 1 for b in buffers]),
             "arena": self._words([p.arena for p in plan.places]),
             "offset": column([p.offset for p in plan.places]),
         }
@@ -190,6 +194,9 @@ class _Writer:
             "attrs": column([self._attrs.index(_typed_attrs(n)) for n in nodes]),
             "after": ragged([[self._views.index(v) for v in n.after] for n in nodes]),
             "stage": column([n.stage for n in nodes]),
+            "takes": ragged([[self._views.index(v) for v in n.takes] for n in nodes]),
+            "waits": ragged([[self._strings.index(f) for f in n.waits] for n in nodes]),
+            "raises": ragged([[self._raises.index(r) for r in n.raises] for n in nodes]),
         }
 
     def _tasks(self, tasks: Sequence[Task]) -> Mapping[str, object]:
@@ -225,6 +232,11 @@ class _Writer:
             "threshold": column([w.threshold for w in self._waits]),
             "turns_back": column([w.turns_back for w in self._waits]),
         }
+        raises = {
+            # From 1 on; 0 is the host.
+            "rank": column([r.rank + 1 for r in self._raises]),
+            "flag": self._words([r.flag for r in self._raises]),
+        }
         return {
             "strings": list(self._strings),
             "numbers": ragged(list(self._numbers)),
@@ -236,6 +248,7 @@ class _Writer:
             "region_lists": region_lists,
             "waits": waits,
             "wait_lists": wait_lists,
+            "raises": raises,
         }
 
     def _words(self, words: Sequence[str]) -> bytes:

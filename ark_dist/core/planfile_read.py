@@ -5,7 +5,7 @@ from typing import TypeVar, cast
 
 from ark_dist.core.dtype import DTYPES, DType
 from ark_dist.core.errors import PlanFormatError
-from ark_dist.core.graph import Buffer, Node
+from ark_dist.core.graph import Buffer, Node, Raise
 from ark_dist.core.layout import P
 from ark_dist.core.op import AttrValue
 from ark_dist.core.packed import Limits, Reader, described
@@ -63,6 +63,7 @@ class _Tables:
         self.views = self._read_views(reader.reader("views"))
         self.regions = self._read_regions(reader.reader("regions"))
         self.waits = self._read_waits(reader.reader("waits"))
+        self.raises = self._read_raises(reader.reader("raises"))
         self.region_lists = [
             tuple(self.regions[r] for r in ids)
             for ids in reader.ragged("region_lists", count=None, below=len(self.regions))
@@ -137,6 +138,12 @@ class _Tables:
         boxes = self.boxes(reader, "box", len(buffers))
         reader.finish()
         return [Region(*row) for row in zip(buffers, boxes, strict=True)]
+
+    def _read_raises(self, reader: Reader) -> list[Raise]:
+        ranks = [number - 1 for number in reader.column("rank")]
+        flags = self.pick(reader, "flag", self.strings, len(ranks))
+        reader.finish()
+        return [Raise(*row) for row in zip(ranks, flags, strict=True)]
 
     def _read_waits(self, reader: Reader) -> list[Wait]:
         counters = reader.column("counter")
@@ -224,6 +231,8 @@ def _buffers(reader: Reader, tables: _Tables) -> tuple[tuple[Buffer, ...], tuple
         tables.pick(reader, "packing", tables.strings, count),
         tables.pick_optional(reader, "initial", tables.blobs, count),
         tables.pick_optional(reader, "shard", tables.shards, count),
+        tables.pick(reader, "export", tables.strings, count),
+        [number - 1 for number in reader.column("peer", count=count)],
         strict=True,
     )
     arenas = tables.pick(reader, "arena", tables.strings, count)
@@ -259,6 +268,9 @@ def _nodes(reader: Reader, tables: _Tables) -> tuple[Node, ...]:
     count, views = len(ops), tables.views
     inputs = reader.ragged("inputs", count=count, below=len(views))
     after = reader.ragged("after", count=count, below=len(views))
+    takes = reader.ragged("takes", count=count, below=len(views))
+    waits = reader.ragged("waits", count=count, below=len(tables.strings))
+    raises = reader.ragged("raises", count=count, below=len(tables.raises))
     columns = zip(
         range(count),
         ops,
@@ -268,6 +280,9 @@ def _nodes(reader: Reader, tables: _Tables) -> tuple[Node, ...]:
         tables.pick(reader, "attrs", tables.attrs, count),
         [tuple(views[v] for v in ids) for ids in after],
         reader.column("stage", count=count),
+        [tuple(views[v] for v in ids) for ids in takes],
+        [tuple(tables.strings[f] for f in ids) for ids in waits],
+        [tuple(tables.raises[r] for r in ids) for ids in raises],
         strict=True,
     )
     reader.finish()

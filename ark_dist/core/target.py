@@ -52,6 +52,16 @@ class Topology:
     remote_bytes_per_s: float
     remote_latency_s: float
 
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+        return len(self.nodes)
+
+
+def topology_of(nodes: tuple[int, ...]) -> Topology:
+    """Ranks by node, with rates that are right in their order of magnitude."""
+    return Topology(nodes, 10e9, 0.5e-6, 1e9, 20e-6)
+
 
 def cpu_target(worker_count: int, arch: str = "portable", kind: str = "cpu") -> Target:
     """A CPU process with `worker_count` threads; rates are per thread, order of magnitude."""

@@ -9,6 +9,8 @@ from ark_dist.core.op import OPS, Op, reads_in_place
 from ark_dist.core.shape import MAX_DIMS, MAX_ELEMENTS, boxes_overlap
 from ark_dist.core.view import View
 
+# What some node has to write before others read it.
+MADE_KINDS = ("activation", "output", "peer")
 # Attributes of other annotations are checked by their operators.
 ATTRIBUTE_TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
@@ -34,29 +36,38 @@ def graph_problems(graph: Graph) -> Iterator[str]:
         yield from method_problems(graph.buffers, method)
 
 
-def method_problems(buffers: tuple[Buffer, ...], method: GraphMethod) -> Iterator[str]:
-    """Yield the broken rules of one method's nodes."""
+def method_problems(
+    buffers: tuple[Buffer, ...], method: GraphMethod, *, is_plan: bool = False
+) -> Iterator[str]:
+    """Yield the broken rules of one method's nodes, of a graph or, with `is_plan`, of a plan."""
     written: set[int] = set()
     stops = 0
     for position, node in enumerate(method.nodes):
         where = f"method {method.name!r}, node {position} ({node.op} {node.name!r})"
         if node.id != position:
             yield f"{where}: its id is {node.id}"
-        problems = list(_node_problems(buffers, node))
+        problems = list(_node_problems(buffers, node, is_plan))
         yield from (f"{where}: {p}" for p in problems)
         if problems:
             return
         for view in (*node.inputs, *node.after):
             buffer = buffers[view.buffer]
-            if buffer.kind in ("activation", "output") and view.buffer not in written:
+            if buffer.kind in MADE_KINDS and view.buffer not in written:
                 yield f"{where}: reads {buffer.name!r} before anything wrote it"
-        target = buffers[node.output.buffer]
-        if target.method not in (None, method.name):
-            yield f"{where}: writes {target.name!r} of method {target.method!r}"
-        written.add(node.output.buffer)
+        for view in node.writes:
+            target = buffers[view.buffer]
+            if target.method not in (None, method.name):
+                yield f"{where}: writes {target.name!r} of method {target.method!r}"
+            written.add(view.buffer)
         stops += OPS[node.op].effect == "stop"
     if stops > 1:
         yield f"method {method.name!r} has {stops} stop operators; one may decide"
+    flags = [flag for node in method.nodes for flag in node.waits]
+    if len(set(flags)) != len(flags):
+        yield f"method {method.name!r}: two handshakes wait for one flag"
+    raised = [item for node in method.nodes for item in node.raises]
+    if len(set(raised)) != len(raised):
+        yield f"method {method.name!r}: two handshakes raise one flag"
 
 
 def buffer_problems(buffers: tuple[Buffer, ...]) -> Iterator[str]:
@@ -71,6 +82,10 @@ def buffer_problems(buffers: tuple[Buffer, ...]) -> Iterator[str]:
         names.add(buffer.name)
         if buffer.kind not in BUFFER_KINDS:
             yield f"{where}: kind {buffer.kind!r} is not one of {BUFFER_KINDS}"
+        if (buffer.kind == "peer") != (buffer.peer >= 0):
+            yield f"{where}: is of kind {buffer.kind!r} and lies on rank {buffer.peer}"
+        if buffer.kind == "peer" and not buffer.export:
+            yield f"{where}: names nothing that rank {buffer.peer} has"
         if DTYPES.get(buffer.dtype.name) != buffer.dtype:
             yield f"{where}: dtype {buffer.dtype!r} is unknown"
         if len(buffer.shape) > MAX_DIMS or any(s < 0 for s in buffer.shape):
@@ -85,12 +100,15 @@ def buffer_problems(buffers: tuple[Buffer, ...]) -> Iterator[str]:
             yield f"{where}: {len(buffer.initial)} initial bytes for {buffer.size_bytes}"
 
 
-def _node_problems(buffers: tuple[Buffer, ...], node: Node) -> Iterator[str]:
+def _node_problems(buffers: tuple[Buffer, ...], node: Node, is_plan: bool) -> Iterator[str]:
     op = OPS.get(node.op)
-    if op is None or op.kernel is None:
+    if op is None or (op.kernel is None and op.effect != "communication"):
         yield "the operator is unknown"
         return
-    for view in (*node.inputs, node.output, *node.after):
+    if is_plan and op.effect == "communication":
+        yield "it moves data between ranks; a plan has the handshakes and copies it is made of"
+        return
+    for view in (*node.inputs, *node.writes, *node.after):
         problem = view_problem(buffers, view)
         if problem:
             yield problem
@@ -104,14 +122,17 @@ def _node_problems(buffers: tuple[Buffer, ...], node: Node) -> Iterator[str]:
     except Exception as error:  # attributes of a plan file may be anything
         yield f"the operator refuses its inputs: {type(error).__name__}: {error}"
         return
+    if op.effect != "handshake" and (node.takes or node.waits or node.raises):
+        yield "only a handshake takes views over, or waits for flags and raises them"
     # The command's scalar takes the shape and dtype of the state it sets.
     if op.effect != "command" and spec != node.output.spec:
         yield f"writes {node.output.spec} where the operator makes {spec}"
-    target = buffers[node.output.buffer]
-    if target.kind not in WRITABLE_KINDS:
-        yield f"writes {target.name!r}, which is {target.kind}"
+    for view in node.writes:
+        target = buffers[view.buffer]
+        if target.kind not in WRITABLE_KINDS:
+            yield f"writes {target.name!r}, which is {target.kind}"
     if any(n > 1 and s == 0 for n, s in zip(node.output.shape, node.output.strides, strict=True)):
-        yield f"writes a broadcast view of {target.name!r}"
+        yield f"writes a broadcast view of {buffers[node.output.buffer].name!r}"
     yield from _alias_problems(buffers, op, node)
 
 
@@ -124,7 +145,7 @@ def _argument_problems(op: Op, node: Node) -> Iterator[str]:
     if not least <= len(node.inputs) <= most and not is_open:
         takes = f"{least} to {most}" if least < most else f"{most}"
         yield f"it has {len(node.inputs)} inputs; {op.name} takes {takes}"
-    wanted = {a.name: a.annotation for a in op.arguments if not a.is_tensor}
+    wanted = {a.name: a.annotation for a in op.arguments if not a.is_tensor and not a.is_list}
     if op.effect == "command":
         wanted["name"] = "str"
     names = [name for name, _ in node.attrs]

@@ -49,12 +49,19 @@ def memory_problems(
     Of each byte only the successive owners are compared, through two turns: each one's
     tasks come after all of the one before, so the rest follows.
     """
-    owners = [
-        _Owner(buffers[b], places[b].offset, places[b].offset + buffers[b].size_bytes, sequence)
-        for b, sequence in touched.items()
-        if buffers[b].kind == "activation" and buffers[b].size_bytes
-    ]
-    owners.sort(key=lambda o: (o.first, o.last, o.buffer.id))
+    for arena in dict.fromkeys(place.arena for place in places):
+        owners = [
+            _Owner(buffers[b], places[b].offset, places[b].offset + buffers[b].size_bytes, sequence)
+            for b, sequence in touched.items()
+            if buffers[b].kind == "activation"
+            and buffers[b].size_bytes
+            and places[b].arena == arena
+        ]
+        owners.sort(key=lambda o: (o.first, o.last, o.buffer.id))
+        yield from _arena_problems(owners, clocks)
+
+
+def _arena_problems(owners: Sequence[_Owner], clocks: HappensBefore) -> Iterator[str]:
     pairs = _successive_owners(owners)
     if pairs is None:
         yield "activations overlap in too many pieces to prove their order"

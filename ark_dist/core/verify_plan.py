@@ -10,11 +10,11 @@ from ark_dist.core.graph import Buffer, GraphMethod
 from ark_dist.core.happens_before import TURNS, happens_before
 from ark_dist.core.plan import (
     ALIGNMENT_BYTES,
-    ARENA_OF_KIND,
     ARENAS,
     PLAN_VERSION,
     Method,
     Plan,
+    arena_of,
 )
 from ark_dist.core.target import Target
 from ark_dist.core.typed import type_problem
@@ -69,7 +69,9 @@ def stored_buffers(plan: Plan) -> frozenset[int]:
         for region in (*task.reads, *task.writes)
     }
     return frozenset(
-        b.id for b in plan.buffers if b.size_bytes and (b.kind != "activation" or b.id in touched)
+        b.id
+        for b in plan.buffers
+        if b.size_bytes and b.kind != "peer" and (b.kind != "activation" or b.id in touched)
     )
 
 
@@ -85,6 +87,9 @@ def _header_problems(plan: Plan) -> Iterator[str]:
         yield f"world_size is {plan.world_size}; it must be 1 to {MAX_WORLD_SIZE}"
     elif not 0 <= plan.rank < plan.world_size:
         yield f"rank {plan.rank} is not one of {plan.world_size} ranks"
+    for buffer in plan.buffers:
+        if buffer.kind == "peer" and not 0 <= buffer.peer < plan.world_size:
+            yield f"buffer {buffer.name!r} lies on rank {buffer.peer} of {plan.world_size}"
     if len(plan.places) != len(plan.buffers):
         yield f"{len(plan.places)} places for {len(plan.buffers)} buffers"
     if len(plan.arena_bytes) != len(ARENAS):
@@ -131,7 +136,8 @@ def _methods_problems(plan: Plan) -> Iterator[str]:
 
 def _method_problems(plan: Plan, method: Method) -> Iterator[str]:
     """Yield from the first group of rules that is broken: each relies on those before it."""
-    nodes = list(method_problems(plan.buffers, GraphMethod(method.name, method.nodes)))
+    graph = GraphMethod(method.name, method.nodes)
+    nodes = list(method_problems(plan.buffers, graph, is_plan=True))
     if nodes:
         yield from nodes
         return
@@ -160,10 +166,10 @@ def _place_problems(plan: Plan) -> Iterator[str]:
     stored = stored_buffers(plan)
     for buffer, place in zip(plan.buffers, plan.places, strict=True):
         where = f"buffer {buffer.id} ({buffer.name!r})"
-        if place.arena != ARENA_OF_KIND[buffer.kind]:
+        if place.arena != arena_of(buffer):
             yield (
                 f"{where}: {buffer.kind} lies in arena {place.arena!r}; "
-                f"it belongs in {ARENA_OF_KIND[buffer.kind]!r}"
+                f"it belongs in {arena_of(buffer)!r}"
             )
         elif place.offset < 0 or place.offset % ALIGNMENT_BYTES:
             yield f"{where}: offset {place.offset} is not a multiple of {ALIGNMENT_BYTES}"
@@ -183,3 +189,8 @@ def _shared_problems(plan: Plan, stored: Sequence[Buffer]) -> Iterator[str]:
         first, second = plan.places[one.id], plan.places[two.id]
         if first.arena == second.arena and first.offset + one.size_bytes > second.offset:
             yield f"buffers {one.name!r} and {two.name!r} overlap in arena {first.arena!r}"
+    ends = {plan.places[b.id].arena: plan.places[b.id].offset + b.size_bytes for b in lasting}
+    for buffer in stored:
+        place = plan.places[buffer.id]
+        if buffer.kind == "activation" and place.offset < ends.get(place.arena, 0):
+            yield f"activation {buffer.name!r} lies among what outlives it in {place.arena!r}"

@@ -1,7 +1,7 @@
 """Check the groups and tasks of a method: what is fused, and what each tile touches."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ark_dist.core.graph import EFFECT_KINDS, Buffer, Node
+from ark_dist.core.likeness import likeness
 from ark_dist.core.op import OPS, Attrs, Op, Specs, reads_in_place
 from ark_dist.core.plan import Method, Plan
 from ark_dist.core.shape import Box, Shape, box_size, boxes_overlap
@@ -92,7 +93,8 @@ def _uses(method: Method) -> _Uses:
     readers: dict[int, list[int]] = {}
     groups: list[list[int]] = [[] for _ in method.nodes]
     for node in method.nodes:
-        writers.setdefault(node.output.buffer, []).append(node.id)
+        for buffer in {view.buffer for view in node.writes}:
+            writers.setdefault(buffer, []).append(node.id)
         for buffer in {view.buffer for view in (*node.inputs, *node.after)}:
             readers.setdefault(buffer, []).append(node.id)
     for group in method.groups:
@@ -162,8 +164,8 @@ def _moved_read_problems(buffers: Sequence[Buffer], method: Method, uses: _Uses)
         buffer = buffers[view.buffer]
         box = view.whole(buffer.shape).box
         for writer in between:
-            target = method.nodes[writer].output
-            if boxes_overlap(box, target.whole(buffer.shape).box):
+            targets = [v for v in method.nodes[writer].writes if v.buffer == view.buffer]
+            if any(boxes_overlap(box, v.whole(buffer.shape).box) for v in targets):
                 yield (
                     f"group {group}: node {n} would read {buffer.name!r} after node {writer} "
                     "wrote it; it was built before"
@@ -196,17 +198,54 @@ def task_problems(plan: Plan, method: Method) -> Iterator[str]:
             return
         before = task.group
         members[task.group].append(task)
+    proven: dict[Hashable, tuple[tuple[int, ...], Sequence[Task]]] = {}
     for group, tasks in zip(method.groups, members, strict=True):
-        shape = method.nodes[group.nodes[-1]].output.shape
-        problem = _cover_problem(shape, [task.box for task in tasks])
-        if problem is not None:
-            yield f"group {group.id}: {problem}"
-            continue
-        footprint = _Footprint(plan.buffers, method, group)
-        for task in tasks:
-            found = _task_problem(plan.buffers, group, footprint, task)
-            if found is not None:
-                yield f"task {task.id}: {found}"
+        like = likeness(group, method.nodes, plan.buffers)
+        if like.form in proven:
+            theirs, model = proven[like.form]
+            renamed = dict(zip(theirs, like.buffers, strict=True))
+            if _are_copies(tasks, group, model, renamed):
+                continue
+        problems = list(_tile_problems(plan.buffers, method, group, tasks))
+        yield from problems
+        if not problems:
+            proven.setdefault(like.form, (like.buffers, tasks))
+
+
+def _are_copies(
+    tasks: Sequence[Task], group: Group, model: Sequence[Task], renamed: Mapping[int, int]
+) -> bool:
+    """Whether the tasks of a group are those of one that is like it, with its own buffers."""
+
+    def match(regions: Sequence[Region], others: Sequence[Region]) -> bool:
+        return len(regions) == len(others) and all(
+            mine.buffer == renamed.get(other.buffer) and mine.box == other.box
+            for mine, other in zip(regions, others, strict=True)
+        )
+
+    return len(tasks) == len(model) and all(
+        task.effect == group.effect
+        and task.box == other.box
+        and task.cost == other.cost
+        and match(task.reads, other.reads)
+        and match(task.writes, other.writes)
+        for task, other in zip(tasks, model, strict=True)
+    )
+
+
+def _tile_problems(
+    buffers: Sequence[Buffer], method: Method, group: Group, tasks: Sequence[Task]
+) -> Iterator[str]:
+    shape = method.nodes[group.nodes[-1]].output.shape
+    problem = _cover_problem(shape, [task.box for task in tasks])
+    if problem is not None:
+        yield f"group {group.id}: {problem}"
+        return
+    footprint = _Footprint(buffers, method, group)
+    for task in tasks:
+        found = _task_problem(buffers, group, footprint, task)
+        if found is not None:
+            yield f"task {task.id}: {found}"
 
 
 def _cover_problem(shape: Shape, boxes: Sequence[Box]) -> str | None:
@@ -269,9 +308,11 @@ class _Footprint:
         self._after = [
             view.whole(buffers[view.buffer].shape) for node in nodes for view in node.after
         ]
+        taken = (view.whole(buffers[view.buffer].shape) for view in nodes[-1].takes)
+        self._taken = tuple(dict.fromkeys(taken))
 
-    def of(self, box: Box) -> tuple[set[Region], Region]:
-        """The regions read for this tile of the output, and the one written.
+    def of(self, box: Box) -> tuple[set[Region], tuple[Region, ...]]:
+        """The regions read for this tile of the output, and those written or taken over.
 
         Raises ValueError where the group's nodes do not fit together.
         """
@@ -294,7 +335,7 @@ class _Footprint:
                     raise ValueError(
                         f"node {node.id} needs another part of a result than its group makes"
                     )
-        return reads, self._region(self._output, box)
+        return reads, (self._region(self._output, box), *self._taken)
 
     def _region(self, view: View, box: Box) -> Region:
         return view.region(box, self._buffers[view.buffer].shape)
@@ -311,11 +352,11 @@ def _task_problem(
         if not _is_inside(region, buffers):
             return f"region {region} is not inside its buffer"
     try:
-        reads, write = footprint.of(task.box)
+        reads, writes = footprint.of(task.box)
     except Exception as error:  # operators may do anything with the attributes of a plan file
         return f"what it touches can't be told: {type(error).__name__}: {error}"
-    if task.writes != (write,):
-        return f"writes {task.writes}; it must be {(write,)}"
+    if task.writes != writes:
+        return f"writes {task.writes}; it must be {writes}"
     for region in reads.difference(task.reads):
         if box_size(region.box) and not any(_contains(given, region) for given in task.reads):
             return f"reads {task.reads}; they leave out {region}"

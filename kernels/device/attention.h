@@ -55,7 +55,7 @@ struct ark_attention_blocks {
   }
 };
 
-// Where the operands of one batch index and group begin, and their strides.
+// Where the operands of one batch index and group begin, its queries at `head`; their strides.
 template <class T>
 struct ark_attention_operands {
   const T *query, *key, *value;
@@ -65,9 +65,9 @@ struct ark_attention_operands {
   // Addresses come from memory each time: the sums need the registers in between.
   ARK_FN ark_attention_operands(const ark_call& call, const ark_tile<const T, 4>& q,
                                 const ark_tile<const T, 4>& k, const ark_tile<const T, 4>& v,
-                                int b, int group, int heads, int start)
+                                int b, int group, int head, int start)
       : query(ark_operand<const T>(call, 0) + b * q.stride(0) + start * q.stride(1) +
-              group * heads * q.stride(2)),
+              head * q.stride(2)),
         key(ark_operand<const T>(call, 1) + b * k.stride(0) + group * k.stride(2)),
         value(ark_operand<const T>(call, 2) + b * v.stride(0) + group * v.stride(2)),
         query_time(q.stride(1)),

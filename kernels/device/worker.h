@@ -130,7 +130,10 @@ GPU_FN void ark_prepare(ark_worker& worker) {
 #pragma unroll 1
     for (uint32_t i = gpu_lane(); i < task->wait_count && is_ready; i += GPU_WARP) {
       const int64_t want = worker.turn * int64_t(waits[i].signals) + waits[i].need;
-      is_ready = ark_wait_for(waits[i].counter, &counters[waits[i].counter].value, want);
+      const uint64_t* word = &counters[waits[i].counter].value;
+      is_ready = ark_wait_for(waits[i].counter, word, want);
+      // Other ranks raise flags: what they wrote before is seen through the system's scope.
+      if (task->flags & ARK_HANDSHAKE) is_ready &= int64_t(gpu_load_acquire_system(word)) >= want;
     }
   }
   is_ready = gpu_ballot(is_ready) == GPU_ALL_LANES;
@@ -152,6 +155,10 @@ GPU_FN void ark_prepare(ark_worker& worker) {
 GPU_FN void ark_finish(ark_worker& worker) {
   const ark_task* task = ark_current_task(worker);
   worker.slot += task->flags >> ARK_SLOTS_SHIFT;
+  ark_counter* const* raises = ark_table<ark_counter* const>(ark_kernel_launch.raises);
+#pragma unroll 1
+  for (uint32_t i = 0; i < task->raise_count; ++i)
+    gpu_store_release_system(&raises[task->raises + i]->value, uint64_t(worker.turn + 1));
   gpu_add_release(&ark_table<ark_counter>(ark_kernel_launch.counters)[task->counter].value, 1);
   if (ark_kernel_launch.traces == 0) return;
   ark_trace* traces = ark_table<ark_trace>(ark_kernel_launch.traces);

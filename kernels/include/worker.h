@@ -121,7 +121,8 @@ struct ark_backoff {
   uint64_t progress = 0;
 
   bool step(const ark_config& config, bool changed) {
-    constexpr uint32_t pauses = 4096, yields = 1024;
+    constexpr uint32_t yields = 1024;
+    const uint32_t pauses = config.wait_spins;
     ark_pause();
     if (changed) deadline = 0;
     if (++spins < pauses) return true;
@@ -199,6 +200,7 @@ ARK_FN bool ark_walk(ark_worker& worker, const ark_task* task, const ark_task* e
   const ark_wait* all_waits = ark_table<const ark_wait>(config.waits);
   const int64_t* params = ark_table<const int64_t>(config.params);
   void* const* operands = ark_table<void* const>(config.operands);
+  ark_counter* const* raises = ark_table<ark_counter* const>(config.raises);
   ark_trace* traces = ark_table<ark_trace>(config.traces);
   const bool is_shared = method.is_shared_counter;
   for (; task != end; ++task) {
@@ -220,6 +222,9 @@ ARK_FN bool ark_walk(ark_worker& worker, const ark_task* task, const ark_task* e
       if (__builtin_expect(worker.has_failed, 0)) return false;
     }
     uint64_t& counter = counters[task->counter].value;
+    // Flags have one writer each, and one signal per turn.
+    for (uint32_t i = 0; i < task->raise_count; ++i)
+      ark_release(raises[task->raises + i]->value, worker.turn + 1);
     if (is_shared)
       __atomic_fetch_add(&counter, 1, __ATOMIC_RELEASE);
     else

@@ -23,4 +23,7 @@ def _argmax(x: Array, axes: tuple[int, ...]) -> Array:
     return np.asarray(np.argmax(rows.reshape(*rows.shape[: len(kept)], count), axis=-1))
 
 
-reduction("argmax", SUMMARY, NUMBERS, _argmax, axis=AXIS, keepdims="False", result=INT32)
+reduction(
+    "argmax", SUMMARY, NUMBERS, _argmax,
+    combine=None, axis=AXIS, keepdims="False", result=INT32,
+)  # fmt: skip

@@ -135,8 +135,36 @@ ARK_FN int64_t ark_attention_length(const Length& length, int64_t row, int64_t m
     return most;
 }
 
+// The query heads of a tile, in groups that share a key head: `per_key` of them, but given `Group`
+// `before` of the first key head's are not in the tile, and of the last one's some may not be.
+template <class Group>
+struct ark_attention_groups {
+  int heads, groups, per_key, before;
+
+  template <class T>
+  ARK_FN ark_attention_groups(const ark_tile<const T, 4>& q, const ark_tile<const T, 4>& k,
+                              const Group& given, int64_t skipped)
+      : heads(int(q.size(2))), groups(int(k.size(2))), per_key(0), before(0) {
+    if constexpr (ark_is_given<Group>) {
+      per_key = int(given);
+      before = int(uint32_t(q.start(2) + skipped) % uint32_t(per_key));
+    } else {
+      per_key = int(uint32_t(heads) / uint32_t(groups));
+    }
+  }
+  ARK_FN int first(int group) const {
+    const int from = group * per_key - before;
+    return !ark_is_given<Group> || from > 0 ? from : 0;
+  }
+  ARK_FN int count(int group) const {
+    if constexpr (!ark_is_given<Group>) return per_key;
+    const int end = (group + 1) * per_key - before;
+    return (end < heads ? end : heads) - first(group);
+  }
+};
+
 // The rows of a tile that are computed together: `count` from `first` on, of one batch index and
-// group.
+// group; none where a group has fewer heads than others.
 struct ark_attention_piece {
   int b, group, first, count;
 };
@@ -145,38 +173,45 @@ template <int ROWS>
 ARK_FN int ark_attention_pieces(int count) {
   return (count + ROWS - 1) / ROWS;
 }
-template <int ROWS>
-ARK_FN ark_attention_piece ark_attention_nth(int n, int groups, int count) {
-  const uint32_t pieces = uint32_t(ark_attention_pieces<ROWS>(count)), outer = uint32_t(n) / pieces;
-  const int first = int(uint32_t(n) - outer * pieces) * ROWS, left = count - first;
-  return {int(outer / uint32_t(groups)), int(outer % uint32_t(groups)), first,
-          left < ROWS ? left : ROWS};
+template <int ROWS, class Group>
+ARK_FN ark_attention_piece ark_attention_nth(int n, const ark_attention_groups<Group>& all,
+                                             int times) {
+  const uint32_t pieces = uint32_t(ark_attention_pieces<ROWS>(times * all.per_key));
+  const uint32_t outer = uint32_t(n) / pieces;
+  const int group = int(outer % uint32_t(all.groups));
+  const int first = int(uint32_t(n) - outer * pieces) * ROWS, left = times * all.count(group) - first;
+  return {int(outer / uint32_t(all.groups)), group, first, left < ROWS ? left : ROWS};
 }
 
 // finish(b, head, time, top, total, sum) for all rows of a tile that begins at time `start`,
 // with key blocks `block`, `block + step`, ... See `cuda` in kernels/ops/attention.py: ROWS rows
 // at a time, by tensor cores if sizes DEPTH and WIDTH are given. If not, WIDTH elements at a time.
-template <int ROWS, int DEPTH, int WIDTH, class T, class Length, class Scale, class Finish>
+template <int ROWS, int DEPTH, int WIDTH, class T, class Length, class Scale, class Group,
+          class Finish>
 ARK_FN void ark_attention_tile(const ark_call& call, const ark_tile<const T, 4>& q,
                                const ark_tile<const T, 4>& k, const ark_tile<const T, 4>& v,
                                const Length& length, int start, int times, bool causal,
-                               const Scale& scale, int block, int step, const Finish& finish) {
-  const int heads = int(uint32_t(q.size(2)) / uint32_t(k.size(2)));
+                               const Scale& scale, const Group& per_key, int64_t skipped,
+                               int block, int step, const Finish& finish) {
+  const ark_attention_groups<Group> all(q, k, per_key, skipped);
   float factor = ARK_LOG2_OF_E;
   if constexpr (ark_is_given<Scale>)
     factor *= scale;
   else
     factor = ark_divide(factor, ark_sqrt(float(q.size(3))));
-  const int groups = int(k.size(2)), count = times * heads;
+  const int count = int(q.size(0)) * all.groups * ark_attention_pieces<ROWS>(times * all.per_key);
 #pragma unroll 1
-  for (int n = 0; n < int(q.size(0)) * groups * ark_attention_pieces<ROWS>(count); ++n) {
-    const ark_attention_piece piece = ark_attention_nth<ROWS>(n, groups, count);
+  for (int n = 0; n < count; ++n) {
+    const ark_attention_piece piece = ark_attention_nth<ROWS>(n, all, times);
+    if (ark_is_given<Group> && piece.count <= 0) continue;
+    const int heads = all.count(piece.group);
     const int64_t keys = ark_attention_length(length, piece.b, k.size(1));
     if (keys < 0 || keys > k.size(1)) {
       ark_fail(call, keys, k.size(1));
       return;
     }
-    const ark_attention_operands<T> from(call, q, k, v, piece.b, piece.group, heads, start);
+    const ark_attention_operands<T> from(call, q, k, v, piece.b, piece.group,
+                                         all.first(piece.group), start);
     const ark_attention_rows rows = {heads, start, piece.first, piece.count, int(keys),
                                      int(q.size(1) - keys), causal};
     const ark_attention_blocks blocks = {block, step, rows.seen(piece.count - 1)};
@@ -189,23 +224,24 @@ ARK_FN void ark_attention_tile(const ark_call& call, const ark_tile<const T, 4>&
     else
       ark_attention_many<T, ROWS, DEPTH, WIDTH>(call.scratch, from, rows, blocks, factor);
     gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
-    const ark_attention_piece again = ark_attention_nth<ROWS>(ark_attention_anew(n), groups, count);
+    const ark_attention_piece again = ark_attention_nth<ROWS>(ark_attention_anew(n), all, times);
     ark_attention_meet<parts, ROWS>(
         call.scratch, again.count, int(v.size(3)),
         [&](int row, float top, float total, const auto& sum) {
           const uint32_t at = uint32_t(again.first + row);
-          finish(again.b, again.group * heads + int(at % uint32_t(heads)),
-                 int(at / uint32_t(heads)), top, total, sum);
+          const uint32_t width = uint32_t(all.count(again.group));
+          finish(again.b, all.first(again.group) + int(at % width), int(at / width), top, total,
+                 sum);
         });
     gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
   }
 }
 
-template <int ROWS, int DEPTH, int WIDTH, class T, class Length, class Scale>
+template <int ROWS, int DEPTH, int WIDTH, class T, class Length, class Scale, class Group>
 ARK_FN void ark_attention(const ark_team&, const ark_call& call, const ark_tile<const T, 4>& q,
                           const ark_tile<const T, 4>& k, const ark_tile<const T, 4>& v,
                           const Length& length, const ark_tile<T, 4>& out, bool causal,
-                          const Scale& scale) {
+                          const Scale& scale, const Group& per_key, int64_t skipped) {
   const auto finish = [&](int b, int head, int time, float, float total, const auto& sum) {
     // Nothing seen: zeros.
     const float factor = total == 0 ? 0.0f : ark_divide(1.0f, total);
@@ -216,16 +252,18 @@ ARK_FN void ark_attention(const ark_team&, const ark_call& call, const ark_tile<
       to[d * out.stride(3)] = ark_store<T>(sum(d) * factor);
   };
   ark_attention_tile<ROWS, DEPTH, WIDTH>(call, q, k, v, length, int(out.start(1)),
-                                         int(out.size(1)), causal, scale, 0, 1, finish);
+                                         int(out.size(1)), causal, scale, per_key, skipped, 0, 1,
+                                         finish);
 }
 
 // One of `splits` parts of the keys: for each row its sums over values, its largest score and
 // its total, to be merged.
-template <int ROWS, int DEPTH, int WIDTH, class T, class Length, class Scale>
+template <int ROWS, int DEPTH, int WIDTH, class T, class Length, class Scale, class Group>
 ARK_FN void ark_attention(const ark_team&, const ark_call& call, const ark_tile<const T, 4>& q,
                           const ark_tile<const T, 4>& k, const ark_tile<const T, 4>& v,
                           const Length& length, const ark_tile<float, 5>& out, bool causal,
-                          const Scale& scale, int64_t splits) {
+                          const Scale& scale, const Group& per_key, int64_t skipped,
+                          int64_t splits) {
 #pragma unroll 1
   for (int part = 0; part < int(out.size(0)); ++part) {
     const auto finish = [&](int b, int head, int time, float top, float total, const auto& sum) {
@@ -242,7 +280,7 @@ ARK_FN void ark_attention(const ark_team&, const ark_call& call, const ark_tile<
       }
     };
     ark_attention_tile<ROWS, DEPTH, WIDTH>(call, q, k, v, length, int(out.start(2)),
-                                           int(out.size(2)), causal, scale,
+                                           int(out.size(2)), causal, scale, per_key, skipped,
                                            int(out.start(0)) + part, int(splits), finish);
   }
 }

@@ -7,14 +7,14 @@ constexpr int64_t ARK_ATTENTION_ROWS = 16;
 constexpr uint32_t ARK_MINUS_INFINITY = 0xff800000;
 
 // Some query rows of one batch index and one group of heads: rows `first` to `first + count` of a
-// tile that begins at time `start`, counted over times and, faster, heads. Of `keys` that are
-// valid, time t sees `later` less than t + 1 if `causal`.
+// tile that begins at time `start`, counted over times and, faster, the `heads` from `head0` on.
+// Of `keys` that are valid, time t sees `later` less than t + 1 if `causal`.
 struct ark_attention_rows {
-  int64_t batch, group, heads, start, first, count, keys, later;
+  int64_t batch, group, head0, heads, start, first, count, keys, later;
   bool causal;
 
   ARK_FN int64_t time(int64_t r) const { return (first + r) / heads; }
-  ARK_FN int64_t head(int64_t r) const { return group * heads + (first + r) % heads; }
+  ARK_FN int64_t head(int64_t r) const { return head0 + (first + r) % heads; }
 
   // Keys that row r sees; of a block of `width` keys that begins at `from`.
   ARK_FN int64_t seen(int64_t r) const {
@@ -186,15 +186,37 @@ ARK_FN int64_t ark_attention_length(const Length& length, int64_t row, int64_t m
     return most;
 }
 
+// The query heads of a tile that share a key head: `count` from `first` on. Given `per_key`, of
+// the first key head `before` are not in the tile.
+struct ark_attention_heads {
+  int64_t first, count;
+};
+
+template <class Group>
+ARK_FN ark_attention_heads ark_attention_group(int64_t group, int64_t groups, int64_t heads,
+                                               const Group& per_key, int64_t before) {
+  if constexpr (ark_is_given<Group>) {
+    const int64_t from = group * per_key - before, to = from + per_key;
+    const int64_t first = from > 0 ? from : 0;
+    return {first, (to < heads ? to : heads) - first};
+  } else {
+    return {group * (heads / groups), heads / groups};
+  }
+}
+
 // Call finish(rows, memory) for all rows of a tile that begins at time `start`, with the sums
-// over key blocks `block`, `block + step`, ...
-template <class Team, class T, class Length, class Scale, class Finish>
+// over key blocks `block`, `block + step`, ... Heads are those of `ark_attention_group`, where
+// `skipped` are missing from the tensor.
+template <class Team, class T, class Length, class Scale, class Group, class Finish>
 ARK_FN void ark_attention_tile(const Team& team, const ark_call& call,
                                const ark_tile<const T, 4>& q, const ark_tile<const T, 4>& k,
                                const ark_tile<const T, 4>& v, const Length& length,
                                int64_t start, int64_t times, bool causal, const Scale& scale,
-                               int64_t block, int64_t step, const Finish& finish) {
-  const int64_t depth = q.size(3), heads = q.size(2) / k.size(2);
+                               const Group& per_key, int64_t skipped, int64_t block,
+                               int64_t step, const Finish& finish) {
+  const int64_t depth = q.size(3);
+  int64_t before = 0;
+  if constexpr (ark_is_given<Group>) before = (q.start(2) + skipped) % per_key;
   const ark_attention_memory memory(call.scratch, depth, v.size(3));
   float factor = 0;
   if constexpr (ark_is_given<Scale>)
@@ -208,10 +230,12 @@ ARK_FN void ark_attention_tile(const Team& team, const ark_call& call,
       return;
     }
     for (int64_t g = 0; g < k.size(2); ++g) {
-      for (int64_t row = 0; row < times * heads; row += ARK_ATTENTION_ROWS) {
-        const int64_t left = times * heads - row;
+      const ark_attention_heads heads =
+          ark_attention_group(g, k.size(2), q.size(2), per_key, before);
+      for (int64_t row = 0; row < times * heads.count; row += ARK_ATTENTION_ROWS) {
+        const int64_t left = times * heads.count - row;
         const int64_t count = left < ARK_ATTENTION_ROWS ? left : ARK_ATTENTION_ROWS;
-        const ark_attention_rows rows{b,     g,    heads,            start, row,
+        const ark_attention_rows rows{b,     g,    heads.first,      heads.count, start, row,
                                       count, keys, q.size(1) - keys, causal};
         ark_attention_sums(team, memory, rows, q, k, v, factor, block, step);
         finish(rows, memory);
@@ -221,11 +245,11 @@ ARK_FN void ark_attention_tile(const Team& team, const ark_call& call,
   }
 }
 
-template <class Team, class T, class Length, class Scale>
+template <class Team, class T, class Length, class Scale, class Group>
 ARK_FN void ark_attention(const Team& team, const ark_call& call, const ark_tile<const T, 4>& q,
                           const ark_tile<const T, 4>& k, const ark_tile<const T, 4>& v,
                           const Length& length, const ark_tile<T, 4>& out, bool causal,
-                          const Scale& scale) {
+                          const Scale& scale, const Group& per_key, int64_t skipped) {
   const int64_t width = out.size(3), stride = out.stride(3);
   const auto finish = [&](const ark_attention_rows& rows, const ark_attention_memory& m) {
     for (int64_t r = 0; r < rows.count; ++r) {
@@ -236,17 +260,18 @@ ARK_FN void ark_attention(const Team& team, const ark_call& call, const ark_tile
       team.each(width, [=](int64_t d) { to[d * stride] = ark_store<T>(sums[d] * factor); });
     }
   };
-  ark_attention_tile(team, call, q, k, v, length, out.start(1), out.size(1), causal, scale, 0, 1,
-                     finish);
+  ark_attention_tile(team, call, q, k, v, length, out.start(1), out.size(1), causal, scale,
+                     per_key, skipped, 0, 1, finish);
 }
 
 // One of `splits` parts of the keys: for each row its sums over values, its largest score and
 // its total, to be merged.
-template <class Team, class T, class Length, class Scale>
+template <class Team, class T, class Length, class Scale, class Group>
 ARK_FN void ark_attention(const Team& team, const ark_call& call, const ark_tile<const T, 4>& q,
                           const ark_tile<const T, 4>& k, const ark_tile<const T, 4>& v,
                           const Length& length, const ark_tile<float, 5>& out, bool causal,
-                          const Scale& scale, int64_t splits) {
+                          const Scale& scale, const Group& per_key, int64_t skipped,
+                          int64_t splits) {
   const int64_t width = v.size(3), stride = out.stride(4);
   for (int64_t part = 0; part < out.size(0); ++part) {
     const auto finish = [&](const ark_attention_rows& rows, const ark_attention_memory& m) {
@@ -261,6 +286,6 @@ ARK_FN void ark_attention(const Team& team, const ark_call& call, const ark_tile
       }
     };
     ark_attention_tile(team, call, q, k, v, length, out.start(2), out.size(2), causal, scale,
-                       out.start(0) + part, splits, finish);
+                       per_key, skipped, out.start(0) + part, splits, finish);
   }
 }

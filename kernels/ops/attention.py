@@ -19,7 +19,14 @@ from ark_dist.core.shape import Box, box_shape, full_box
 from ark_dist.core.target import Cost, Target
 from ark_dist.core.view import Spec, View
 from ark_dist.kernels.per_row import check_per_row, per_row, per_row_box
-from ark_dist.kernels.rules import check_dtypes, is_fp32, parts_worth, spread
+from ark_dist.kernels.rules import (
+    check_dtypes,
+    int_attr,
+    is_fp32,
+    parts_worth,
+    per_row_term,
+    spread,
+)
 
 SUMMARY = """softmax(query key^T * scale) value, for H query heads in groups that share G key heads.
 
@@ -32,10 +39,14 @@ those of these queries included: after an append to a cache it is position + T. 
 are. A length outside 0 to S ends the run with a TaskError.
 
 If `causal`, query t sees the keys 0 to length - T + t, else it sees all that are valid. A query
-that sees no key gives zeros."""
+that sees no key gives zeros.
+
+Where the heads are only some of a model's, groups may be cut: with `heads_per_key`, query head h
+has key head (h + first_head) // heads_per_key."""
 FAILURE = "length {value} is outside 0 to {limit}"
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
 # ARK_ATTENTION_KEYS and ARK_ATTENTION_ROWS in attention.h.
 BLOCK_KEYS = 64
 BLOCK_ROWS = 16
@@ -59,6 +70,8 @@ ARGUMENTS = (
     Argument("length", "Tensor | None", "int32, valid keys in each row of the batch", "None"),
     Argument("causal", "bool", "let a query see no key after its own", "True"),
     SCALE,
+    Argument("heads_per_key", "int | None", "heads that share a key; None is H / G", "None"),
+    Argument("first_head", "int", "heads of the first key's group that are not here", "0"),
 )
 
 
@@ -71,12 +84,7 @@ def result_spec(specs: Specs, attrs: Attrs) -> Spec:
         raise ValueError(f"attention: {shapes} must have 4 dimensions: batch, time, head, depth")
     if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ValueError(f"attention: {shapes} must be (B, T, H, D), (B, S, G, D), (B, S, G, Dv)")
-    heads, groups = q.shape[2], k.shape[2]
-    if groups == 0 or heads % groups or q.shape[3] == 0:
-        raise ValueError(
-            f"attention: {shapes} have {heads} query heads, {groups} key heads and depth "
-            f"{q.shape[3]}; heads must be a multiple of key heads, and depth at least 1"
-        )
+    _check_heads(q, k, attrs, shapes)
     scale = attrs["scale"]
     if scale is not None and not is_fp32(scale):
         raise ValueError(
@@ -87,14 +95,44 @@ def result_spec(specs: Specs, attrs: Attrs) -> Spec:
     return Spec((*q.shape[:3], v.shape[3]), q.dtype)
 
 
+def _check_heads(q: Spec, k: Spec, attrs: Attrs, shapes: str) -> None:
+    """Raise ValueError unless the key heads are those of the query heads."""
+    heads, depth = q.shape[2:]
+    groups, group, first = k.shape[2], attrs["heads_per_key"], attrs["first_head"]
+    if depth == 0 or (group is None and (groups == 0 or heads % groups)):
+        raise ValueError(
+            f"attention: {shapes} have {heads} query heads, {groups} key heads and depth {depth}; "
+            "heads must be a multiple of key heads, and depth at least 1"
+        )
+    most = 1 if group is None else group
+    if not isinstance(most, int) or not isinstance(first, int) or not 0 <= first < most:
+        raise ValueError(
+            f"attention: heads_per_key is {group!r} and first_head {first!r}; both must be "
+            "integers, 0 <= first_head < heads_per_key"
+        )
+    wanted = -(-(first + heads) // most) if heads else 0
+    if group is not None and groups != wanted:
+        raise ValueError(
+            f"attention: {shapes} have {heads} query heads and {groups} key heads; with "
+            f"heads_per_key {group} and first_head {first} there must be {wanted} key heads"
+        )
+
+
+def group_of(specs: Specs, attrs: Attrs) -> tuple[int, int]:
+    """How many query heads share a key head, and how many of the first of these are not here."""
+    if attrs["heads_per_key"] is not None:
+        return int_attr(attrs, "heads_per_key"), int_attr(attrs, "first_head")
+    return max(specs[0].shape[2] // specs[1].shape[2], 1), 0
+
+
 def in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...]:
     """What a tile reads; a tile has all times' queries, since the last one's place counts."""
     q, k, v = specs[:3]
     batch, _, (start, stop), _ = box
-    group = max(q.shape[2] // k.shape[2], 1)
-    if start % group or stop % group:
+    group, first = group_of(specs, attrs)
+    if any((h + first) % group and h not in (0, q.shape[2]) for h in (start, stop)):
         raise ValueError(f"attention: tile {box} cuts a group of {group} heads")
-    keys = (batch, (0, k.shape[1]), (start // group, stop // group))
+    keys = (batch, (0, k.shape[1]), ((start + first) // group, -(-(stop + first) // group)))
     boxes: tuple[Box, ...] = (
         (batch, (0, q.shape[1]), (start, stop), (0, q.shape[3])),
         (*keys, (0, k.shape[3])),
@@ -103,7 +141,16 @@ def in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...]
     return (*boxes, per_row_box(specs[3], batch)) if len(specs) == 4 else boxes
 
 
-def scores(tiles: tuple[Array, ...], attrs: Attrs, times: tuple[int, int]) -> Floats:
+def key_heads(tiles: tuple[Array, ...], attrs: Attrs, start: int) -> Ints:
+    """The key head of each query head of a tile that begins at query head `start`."""
+    heads, groups = tiles[0].shape[2], tiles[1].shape[2]
+    if attrs["heads_per_key"] is None:
+        return np.arange(heads) // max(heads // groups, 1)
+    group = int_attr(attrs, "heads_per_key")
+    return (np.arange(heads) + (start + int_attr(attrs, "first_head")) % group) // group
+
+
+def scores(tiles: tuple[Array, ...], attrs: Attrs, times: tuple[int, int], heads: Ints) -> Floats:
     """Scores (B, H, T, S) of the queries of some times; minus infinity where a key isn't seen."""
     q, k = (np.asarray(tile, np.float64) for tile in tiles[:2])
     count, total = k.shape[1], q.shape[1]
@@ -116,7 +163,7 @@ def scores(tiles: tuple[Array, ...], attrs: Attrs, times: tuple[int, int]) -> Fl
     scale = attrs["scale"]
     if scale is None:
         scale = 1 / np.sqrt(q.shape[3])
-    keys = np.repeat(k, q.shape[2] // k.shape[2], axis=2)
+    keys = k[:, :, heads]
     seen = np.repeat(lengths[:, None], times[1] - times[0], axis=1)
     if attrs["causal"]:
         seen = seen - total + np.arange(*times) + 1
@@ -125,9 +172,9 @@ def scores(tiles: tuple[Array, ...], attrs: Attrs, times: tuple[int, int]) -> Fl
     return np.where(np.arange(count) < seen[:, None, :, None], product, -np.inf)
 
 
-def mix(score: Floats, v: Array, heads: int) -> tuple[Floats, Floats, Floats]:
+def mix(score: Floats, v: Array, heads: Ints) -> tuple[Floats, Floats, Floats]:
     """Sums over values (B, T, H, Dv), the largest score and the total of each row (B, T, H)."""
-    values = np.repeat(np.asarray(v, np.float64), heads // v.shape[2], axis=2)
+    values = np.asarray(v, np.float64)[:, :, heads]
     top = score.max(axis=3, initial=-np.inf)
     with np.errstate(all="ignore"):
         base = np.where(np.isneginf(top), 0, top)
@@ -139,7 +186,8 @@ def mix(score: Floats, v: Array, heads: int) -> tuple[Floats, Floats, Floats]:
 
 
 def _reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
-    sums, _, totals = mix(scores(tiles, attrs, box[1]), tiles[2], tiles[0].shape[2])
+    heads = key_heads(tiles, attrs, box[2][0])
+    sums, _, totals = mix(scores(tiles, attrs, box[1], heads), tiles[2], heads)
     with np.errstate(all="ignore"):
         return np.where(totals[..., None] == 0, 0.0, sums / totals[..., None])
 
@@ -153,7 +201,7 @@ def cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
     keys = max(keys, 0)
     depth = q.shape[3] + v.shape[3]
     rows = batch * times * heads
-    groups = heads * k.shape[2] // max(q.shape[2], 1)
+    groups = -(-heads // group_of(specs, attrs)[0])
     elements = batch * keys * groups * depth + rows * depth
     return Cost(elements * q.dtype.itemsize, rows * keys * (2 * depth + SCORE_OPS))
 
@@ -162,12 +210,14 @@ def tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, .
     """Cut by batch, then by groups of heads, which share keys, then by time."""
     batch, times, heads, width = out.shape
     parts = parts_worth(cost(specs, out, attrs, full_box(out.shape)), target)
-    group = max(heads // specs[1].shape[2], 1)
+    group, first = group_of(specs, attrs)
     rows = BLOCK_ROWS
     if target.kind == "cuda":
         rows = _rows_at_once(batch * heads * times, times * group, parts)
     units = (1, group, max(rows // group, 1), max(width, 1))
-    return tuple((b, t, h, d) for b, h, t, d in spread((batch, heads, times, width), parts, units))
+    cuts = spread((batch, first + heads if heads else 0, times, width), parts, units)
+    # Groups count from the first one's first head, which may not be here.
+    return tuple((b, t, (max(h - first, 0), e - first), d) for b, (h, e), t, d in cuts)
 
 
 def _rows_at_once(rows: int, rows_of_group: int, parts: int) -> int:
@@ -217,7 +267,7 @@ def cuda(
     query, key, value = inputs[:3]
     depth, width = query.shape[3], value.shape[3]
     times = box_shape(box)[-3]  # a part has one more dimension in front
-    rows = times * (query.shape[2] // key.shape[2])
+    rows = times * group_of((query.spec, key.spec), attrs)[0]
     line = -(-width // 4) * 4 + 4
     is_aligned = all(map(_is_aligned, (query, key, value)))
     if is_aligned and _is_tensor(query.dtype.itemsize, depth, width):
@@ -255,6 +305,22 @@ def scratch(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> int:
     return BLOCK_ROWS * (depth + BLOCK_KEYS + width + 3) + BLOCK_KEYS * (depth + width)
 
 
+def _sharding(specs: Specs, out: Spec, attrs: Attrs) -> str:
+    group, first = group_of(specs, attrs)
+    # Query heads that begin inside of a group have key heads of their own counting.
+    query, key = ("H", "G") if first else ("h", f"h/{group}") if group > 1 else ("h", "h")
+    length = "," + per_row_term(specs[3], "b") if len(specs) == 4 else ""
+    return f"bT{query}D,bS{key}D,bS{key}v{length}->bT{query}v"
+
+
+def _localize(specs: Specs, out: Spec, attrs: Attrs, boxes: tuple[Box, ...], box: Box) -> Attrs:
+    group, first = group_of(specs, attrs)
+    start, stop = box[2]
+    if first or (start % group == 0 and stop % group == 0 and start < stop):
+        return attrs
+    return {**attrs, "heads_per_key": group, "first_head": start % group}
+
+
 register(
     Op(
         name="attention",
@@ -267,13 +333,14 @@ register(
         reference=_reference,
         tiles=tiles,
         cost=cost,
-        sharding=None,
+        sharding=_sharding,
+        localize=_localize,
         gradient=None,
         effect="none",
         kernel=Kernel(
             "tile",
             "ark_attention",
-            params=("causal", "scale"),
+            params=("causal", "scale", "heads_per_key", "first_head"),
             scratch=scratch,
             failure=FAILURE,
             cuda=cuda,

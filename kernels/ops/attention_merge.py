@@ -65,6 +65,7 @@ register(
         tiles=_tiles,
         cost=_cost,
         sharding=None,
+        localize=None,
         gradient=None,
         effect="none",
         kernel=Kernel("tile", "ark_attention_merge", scratch=_scratch),

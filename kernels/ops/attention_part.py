@@ -34,12 +34,13 @@ def _in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...
 
 
 def _reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
-    score = attention.scores(tiles, attrs, box[2])
+    heads = attention.key_heads(tiles, attrs, box[3][0])
+    score = attention.scores(tiles, attrs, box[2], heads)
     block = np.arange(score.shape[3]) // attention.BLOCK_KEYS
     parts = []
     for part in range(*box[0]):
         mine = np.where(block % int_attr(attrs, "splits") == part, score, -np.inf)
-        sums, tops, totals = attention.mix(mine, tiles[2], tiles[0].shape[2])
+        sums, tops, totals = attention.mix(mine, tiles[2], heads)
         parts.append(np.concatenate([sums, tops[..., None], totals[..., None]], axis=3))
     return np.stack(parts)
 
@@ -75,13 +76,14 @@ register(
         tiles=_tiles,
         cost=_cost,
         sharding=None,
+        localize=None,
         gradient=None,
         effect="none",
         # attention.h has both.
         kernel=Kernel(
             "tile",
             "ark_attention",
-            params=("causal", "scale", "splits"),
+            params=("causal", "scale", "heads_per_key", "first_head", "splits"),
             scratch=attention.scratch,
             failure=attention.FAILURE,
             cuda=attention.cuda,

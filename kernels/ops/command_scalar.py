@@ -40,6 +40,7 @@ register(
         tiles=_tiles,
         cost=_cost,
         sharding=None,
+        localize=None,
         gradient=None,
         effect="command",
         kernel=Kernel("control", "ark_command_scalar"),

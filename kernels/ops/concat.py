@@ -62,6 +62,7 @@ register(
         tiles=map_tiles,
         cost=map_cost,
         sharding=None,
+        localize=None,
         gradient=None,
         effect="none",
         kernel=None,

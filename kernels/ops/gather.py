@@ -7,7 +7,7 @@ from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, register
 from ark_dist.core.shape import Box, box_shape, box_size, normalize_axis
 from ark_dist.core.target import Cost
 from ark_dist.core.view import Spec
-from ark_dist.kernels.rules import INPUT, map_tiles
+from ark_dist.kernels.rules import INPUT, cut_letters, map_tiles
 
 SUMMARY = """Take for each element of `index` the one it names along dimension `axis`.
 
@@ -15,6 +15,8 @@ For `axis` 1 of three, result[i, j, k] = input[i, index[i, j, k], k]. `index` is
 dimensions as `input`, and no larger than it but along `axis`. An index outside [0, size of `axis`)
 ends the run with a TaskError that names it. Whole rows of a table: `embedding`."""
 FAILURE = "index {value} is outside a dimension of size {limit}"
+# What the sharding rule calls dimensions of `input` that ranks have all of.
+WHOLE = "STUVWXYZ"
 
 
 def _axis(shape: tuple[int, ...], attrs: Attrs) -> int:
@@ -61,6 +63,15 @@ def _cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
     return Cost(count * (2 * out.dtype.itemsize + specs[1].dtype.itemsize), count)
 
 
+def _sharding(specs: Specs, out: Spec, attrs: Attrs) -> str:
+    source, index = (spec.shape for spec in specs)
+    axis = _axis(source, attrs)
+    uneven = [d for d, size in enumerate(index) if d != axis and size != source[d]]
+    which = cut_letters(len(index), uneven)
+    given = (WHOLE[d] if d == axis or d in uneven else c for d, c in enumerate(which))
+    return f"{''.join(given)},{which}->{which}"
+
+
 register(
     Op(
         name="gather",
@@ -77,7 +88,8 @@ register(
         reference=_reference,
         tiles=map_tiles,
         cost=_cost,
-        sharding=None,
+        sharding=_sharding,
+        localize=None,
         gradient=None,
         effect="none",
         kernel=Kernel("tile", "ark_gather", params=("axis",), failure=FAILURE),

@@ -91,6 +91,13 @@ def _reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
     return padded[..., k // taps - box[-2][0] // taps, y, x]
 
 
+def _sharding(specs: Specs, out: Spec, attrs: Attrs) -> str:
+    # A row of the result is an element of the window of a channel: with one, it is the channel's.
+    is_point = int_attr(attrs, "kernel_height") * int_attr(attrs, "kernel_width") == 1
+    batch = "b" if len(out.shape) == 3 else ""
+    return f"{batch}cHW->{batch}cL" if is_point else f"{batch}CHW->{batch}KL"
+
+
 _NUMBERS = (
     ("kernel", "of the window", None),
     ("stride", "from one place of the window to the next", "1"),
@@ -118,7 +125,8 @@ register(
         reference=_reference,
         tiles=map_tiles,
         cost=map_cost,
-        sharding=None,
+        sharding=_sharding,
+        localize=None,
         gradient=None,
         effect="none",
         kernel=Kernel("tile", "ark_im2col", params=_NAMES),

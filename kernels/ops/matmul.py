@@ -201,6 +201,14 @@ def _expand(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Step
     return tuple(steps)
 
 
+def _sharding(specs: Specs, out: Spec, attrs: Attrs) -> str:
+    # What is below zero is cut off from whole sums only.
+    k = "K" if attrs["is_relu"] else "k"
+    left = f"{k}m" if attrs["transpose_input"] else f"m{k}"
+    right = f"n{k}" if attrs["transpose_other"] else f"{k}n"
+    return f"...{left},...{right}->...mn"
+
+
 def _part_view(view: View, *, batch: int, axis: int, count: int) -> View:
     """A matrix operand as `count` parts along K, a new first dimension of the batch."""
     missing = batch - (len(view.shape) - 2)
@@ -232,7 +240,8 @@ register(
         reference=reference,
         tiles=tiles,
         cost=cost,
-        sharding="...mk,...kn->...mn",
+        sharding=_sharding,
+        localize=None,
         gradient=None,
         effect="none",
         kernel=Kernel("matmul", "ark_matmul"),

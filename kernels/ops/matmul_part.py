@@ -39,6 +39,7 @@ register(
         tiles=_tiles,
         cost=matmul.cost,
         sharding=None,
+        localize=None,
         gradient=None,
         effect="none",
         kernel=Kernel("matmul", "ark_matmul"),

@@ -11,4 +11,4 @@ def _max(x: Array, axes: tuple[int, ...]) -> Array:
     return np.asarray(x.max(axis=axes))
 
 
-reduction("reduce_max", "Largest element along `axis`; NaN wins.", NUMBERS, _max)
+reduction("reduce_max", "Largest element along `axis`; NaN wins.", NUMBERS, _max, combine="max")

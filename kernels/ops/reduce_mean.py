@@ -17,4 +17,4 @@ def _mean(x: Array, axes: tuple[int, ...]) -> Array:
     return np.asarray(x.sum(axis=axes) / np.float64(prod(x.shape[d] for d in axes)))
 
 
-reduction("reduce_mean", SUMMARY, FLOATS, _mean, of_nothing=True)
+reduction("reduce_mean", SUMMARY, FLOATS, _mean, combine=None, of_nothing=True)

@@ -11,4 +11,4 @@ def _min(x: Array, axes: tuple[int, ...]) -> Array:
     return np.asarray(x.min(axis=axes))
 
 
-reduction("reduce_min", "Smallest element along `axis`; NaN wins.", NUMBERS, _min)
+reduction("reduce_min", "Smallest element along `axis`; NaN wins.", NUMBERS, _min, combine="min")

@@ -15,4 +15,4 @@ def _sum(x: Array, axes: tuple[int, ...]) -> Array:
     return np.asarray(x.sum(axis=axes, dtype=x.dtype))
 
 
-reduction("reduce_sum", SUMMARY, NUMBERS, _sum, of_nothing=True)
+reduction("reduce_sum", SUMMARY, NUMBERS, _sum, combine="sum", of_nothing=True)

@@ -15,6 +15,7 @@ from ark_dist.kernels.rules import (
     check_dtypes,
     map_cost,
     parts_worth,
+    per_row_term,
     spread,
 )
 
@@ -120,6 +121,13 @@ def _cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
     return Cost(cost.bytes, 3 * cost.ops)
 
 
+def _sharding(specs: Specs, out: Spec, attrs: Attrs) -> str:
+    if len(specs) == 2:
+        return "...D,...R->...D"
+    # The row of the table is the position plus the time, counted from the first.
+    return f"bThD,NR,{per_row_term(specs[2], 'b')}->bThD"
+
+
 register(
     Op(
         name="rope",
@@ -139,7 +147,8 @@ register(
         reference=_reference,
         tiles=_tiles,
         cost=_cost,
-        sharding=None,
+        sharding=_sharding,
+        localize=None,
         gradient=None,
         effect="none",
         kernel=Kernel("tile", "ark_rope", params=("interleaved",), failure=FAILURE),

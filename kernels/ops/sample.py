@@ -238,6 +238,7 @@ register(
         tiles=_tiles,
         cost=_cost,
         sharding=None,
+        localize=None,
         gradient=None,
         effect="none",
         kernel=Kernel("tile", "ark_sample", scratch=_scratch, cuda=_cuda),

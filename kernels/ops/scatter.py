@@ -12,7 +12,9 @@ from ark_dist.core.view import Spec
 from ark_dist.kernels.rules import (
     LINE_ELEMENTS,
     check_dtypes,
+    cut_letters,
     parts_worth,
+    per_row_term,
     share,
     spread,
 )
@@ -99,6 +101,14 @@ def _tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, 
     return spread(out.shape, parts, tuple(units))
 
 
+def _sharding(specs: Specs, out: Spec, attrs: Attrs) -> str:
+    target, position = specs[0], specs[2]
+    axis = _axis(target.shape, attrs)
+    rows = cut_letters(len(target.shape))
+    whole, part = (f"{rows[:axis]}{letter}{rows[axis + 1 :]}" for letter in "ST")
+    return f"{whole},{part},{per_row_term(position, 'a')}->{whole}"
+
+
 register(
     Op(
         name="scatter",
@@ -118,7 +128,8 @@ register(
         reference=_reference,
         tiles=_tiles,
         cost=_cost,
-        sharding=None,
+        sharding=_sharding,
+        localize=None,
         gradient=None,
         effect="none",
         kernel=Kernel("tile", "ark_scatter", params=("axis",), is_in_place=True, failure=FAILURE),

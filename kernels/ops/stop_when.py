@@ -48,6 +48,7 @@ register(
         tiles=_tiles,
         cost=_cost,
         sharding=None,
+        localize=None,
         gradient=None,
         effect="stop",
         kernel=Kernel("control", "ark_stop_when"),

@@ -23,6 +23,12 @@ _COMMAND_BYTES = abi.COMMAND.dtype.itemsize
 DONE_OFFSET = 16
 
 
+def command_text(command: Command) -> str:
+    """A command as its user wrote it."""
+    scalars = "".join(f", {name}={value!r}" for name, value in command.scalars)
+    return f"run({command.iterations}, method={command.method!r}{scalars})"
+
+
 def command_offset(sequence: int) -> int:
     """Byte offset of a command's record in the ring."""
     return (sequence % abi.COMMAND_RING) * _COMMAND_BYTES

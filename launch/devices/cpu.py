@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ark_dist.comm.communicator import Communicator
 from ark_dist.core import abi
 from ark_dist.core.errors import ArkError, DeviceNotFoundError, StallError, TaskError
 from ark_dist.core.plan import ARENAS, Plan
@@ -24,16 +25,20 @@ from ark_dist.launch.devices.commands import (
     MAX_TIMEOUT_S,
     NEVER,
     command_offset,
+    command_text,
     write_command,
 )
 from ark_dist.launch.devices.report import failure_text, stall_text
 from ark_dist.launch.machine import Command
 from ark_dist.launch.memory import Arenas, allocate
+from ark_dist.launch.rank_memory import RankMemory
 from ark_dist.launch.trace import TraceEvent, add_to_trace_file
 
 # wait() comes back to Python this often, so that Ctrl-C works.
 SLICE_S = 0.1
 IDLE_SPIN_NS = 50_000
+# Pauses in a wait before it yields the core: many where each worker has a core of its own.
+WAIT_SPINS, CROWDED_WAIT_SPINS = 4096, 32
 # Tasks that a trace keeps per worker: the last ones; a power of 2.
 TRACE_ROWS = 1 << 16
 # How long a stopped kernel may take to leave its loops.
@@ -64,7 +69,9 @@ class Blocks:
 class CpuDevice:
     """One process's persistent kernel; its workers are threads, pinned where cores suffice."""
 
-    def __init__(self, plan: Plan, settings: Settings) -> None:
+    def __init__(
+        self, plan: Plan, settings: Settings, communicator: Communicator | None = None
+    ) -> None:
         """Take a plan made for a CPU; `settings.trace_path` turns tracing on."""
         if plan.target.kind != "cpu":
             raise ValueError(
@@ -78,6 +85,8 @@ class CpuDevice:
             )
         self.plan = plan
         self._settings = settings
+        self._communicator = communicator
+        self._shared: RankMemory | None = None
         self._trace_rows = TRACE_ROWS if settings.trace_path else 0
         self._clock_start = (0, 0)
         self._tables: Tables | None = None
@@ -105,8 +114,14 @@ class CpuDevice:
             function.restype, function.argtypes = result, arguments
 
     def allocate(self) -> Arenas:
-        """Make the program's memory in that of this process."""
-        return allocate(self.plan)
+        """Make the program's memory in that of this process, and what its node shares."""
+        assert self._tables is not None
+        if self._communicator is not None and self.plan.world_size > 1:
+            tables = self._tables
+            self._shared = RankMemory(
+                self.plan, self._communicator, tables.flags, tables.counter_count
+            )
+        return allocate(self.plan, self._shared)
 
     def start(self, arenas: Arenas) -> None:
         """Start the workers on this memory; they sleep until a command comes."""
@@ -114,8 +129,10 @@ class CpuDevice:
         if self._blocks is not None:
             # A worker was stuck when the kernel before ended: it may have come free since.
             self.stop()
+        if self._shared is not None:
+            self._shared.start()
         self._blocks = _make_blocks(
-            self.plan, self._tables, arenas, self._settings, self._trace_rows
+            self.plan, self._tables, arenas, self._settings, self._trace_rows, self._shared
         )
         self._arenas = arenas
         self._sequence = self._collected = 0
@@ -145,6 +162,8 @@ class CpuDevice:
         method = self.plan.method_names.index(command.method)
         participants = int(self._tables.methods[method]["participants"])
         write_command(self._commands, sequence, self.plan, self._tables, command, participants)
+        if self._shared is not None:
+            self._shared.post(sequence, command_text(command))
         self._sequence = sequence
         if participants:
             self._library.ark_kernel_post(self._address, sequence)
@@ -183,6 +202,8 @@ class CpuDevice:
         if self._settings.trace_path is not None:
             add_to_trace_file(self._settings.trace_path, self.plan, self._trace(self._blocks))
         self._blocks = self._arenas = None
+        if self._shared is not None:
+            self._shared.leave()
 
     def _clocks(self) -> tuple[int, int]:
         """The trace clock and the monotonic clock in nanoseconds, read together."""
@@ -221,6 +242,8 @@ class CpuDevice:
                 return
             if outcome < 0:
                 raise self._failure()
+            if self._shared is not None:
+                self._check_neighbours(self._shared)
             left_s -= slice_s
             if left_s <= 0:
                 raise TimeoutError(
@@ -228,8 +251,24 @@ class CpuDevice:
                     "wait again, or stop it"
                 )
 
+    def _check_neighbours(self, shared: RankMemory) -> None:
+        """End the kernel if a rank that it waits for will not come."""
+        try:
+            shared.check()
+        except ArkError as error:
+            shared.fail(str(error))
+            self.abort()
+            self.stop()
+            raise
+
     def _failure(self) -> ArkError:
         """What ended the kernel; its threads are gone afterwards."""
+        error = self._local_failure()
+        if self._shared is not None:
+            self._shared.fail(str(error))
+        return error
+
+    def _local_failure(self) -> ArkError:
         assert self._blocks is not None
         blocks = self._blocks
         stuck = ""
@@ -244,6 +283,11 @@ class CpuDevice:
         if reason == abi.STALLED:
             limit_s = self._settings.timeout_s
             return StallError(stall_text(self.plan, blocks.statuses, limit_s=limit_s) + stuck)
+        if reason == abi.PEER_ABORT and self._shared is not None:
+            try:
+                self._shared.check()
+            except ArkError as error:
+                return error
         return ArkError(f"rank {self.plan.rank}: the kernel was aborted{stuck}")
 
     def _collect(self, sequence: int) -> None:
@@ -303,23 +347,33 @@ def _lines(record: abi.Record, count: int) -> Memory:
 
 
 def _make_blocks(
-    plan: Plan, tables: Tables, arenas: Arenas, settings: Settings, trace_rows: int
+    plan: Plan,
+    tables: Tables,
+    arenas: Arenas,
+    settings: Settings,
+    trace_rows: int,
+    shared: RankMemory | None,
 ) -> Blocks:
     workers = plan.target.worker_count
-    bases = np.array([arenas.address(name) for name in ARENAS], np.uint64)
+    local = (0, 1) if shared is None else shared.place_on_node
+    addresses_of = [arenas.address(name) for name in ARENAS]
+    addresses_of += [int(arenas.peers[buffer].ctypes.data) for buffer in tables.peers]
+    bases = np.array(addresses_of, np.uint64)
+    raises = [0] if shared is None else [shared.flag(r).ctypes.data for r in tables.raises] or [0]
     operands = bases[tables.operands["arena"]] + tables.operands["offset"]
     scratch = np.zeros((workers, max(tables.scratch_elems, 1)), np.float32)
-    cores = np.array(_cores(workers), np.int32)
+    cores = np.array(worker_cores(workers, local), np.int32)
     threads = np.zeros(workers, np.uint64)
+    flag_addresses = np.array(raises, np.uint64)
     blocks = Blocks(
         config=_lines(abi.CONFIG, 1),
-        control=_lines(abi.CONTROL, 1),
+        control=_lines(abi.CONTROL, 1) if shared is None else shared.control,
         method_states=_lines(abi.METHOD_STATE, len(plan.methods)),
         commands=_lines(abi.COMMAND, abi.COMMAND_RING),
         mailboxes=_lines(abi.MAILBOX, workers),
         statuses=_lines(abi.STATUS, workers),
         failure=_lines(abi.FAILURE, 1),
-        counters=_lines(abi.COUNTER, tables.counter_count),
+        counters=(_lines(abi.COUNTER, tables.counter_count) if shared is None else shared.counters),
         traces=_lines(abi.TRACE, workers * trace_rows),
         trace_counts=_lines(abi.COUNTER, workers),
         others=(
@@ -329,6 +383,7 @@ def _make_blocks(
             tables.queues,
             tables.methods,
             operands,
+            flag_addresses,
             scratch,
             cores,
             threads,
@@ -340,6 +395,7 @@ def _make_blocks(
         "params": tables.params,
         "operands": operands,
         "waits": tables.waits,
+        "raises": flag_addresses,
         "queues": tables.queues,
         "methods": tables.methods,
         "counters": blocks.counters,
@@ -362,13 +418,19 @@ def _make_blocks(
     config["scratch_elems"] = scratch.shape[1]
     config["timeout_ns"] = int(min(settings.timeout_s, MAX_TIMEOUT_S) * 1e9)
     config["idle_spin_ns"] = IDLE_SPIN_NS
+    config["wait_spins"] = CROWDED_WAIT_SPINS if -1 in cores else WAIT_SPINS
     config["worker_count"], config["method_count"] = workers, len(plan.methods)
     return blocks
 
 
-def _cores(workers: int) -> list[int]:
-    """One core per worker, or -1 for all where there are not enough."""
+def worker_cores(workers: int, local: tuple[int, int]) -> list[int]:
+    """One core per worker from this rank's share of them, or -1 for all where there are too few.
+
+    `local` is this rank's place among those of its node, and how many they are.
+    """
     if not hasattr(os, "sched_getaffinity"):
         return [-1] * workers
     cores = sorted(os.sched_getaffinity(0))
-    return cores[:workers] if len(cores) >= workers else [-1] * workers
+    place, count = local
+    share = cores[len(cores) * place // count : len(cores) * (place + 1) // count]
+    return share[:workers] if len(share) >= workers else [-1] * workers

@@ -120,7 +120,7 @@ def allocate_blocks(plan: Plan, gpu: Gpu, bases: dict[str, Any], blocks: Blocks)
             words[name] = gpu.pinned(array.nbytes).view(array.dtype)
         else:
             memory[name] = gpu.alloc(max(array.nbytes, 1))
-    return CudaArenas(plan, {}, gpu, bases, memory, words)
+    return CudaArenas(plan, {}, {}, gpu, bases, memory, words)
 
 
 def fill_arenas(arenas: CudaArenas) -> None:

@@ -21,7 +21,10 @@ TRACE_ROWS = 1 << 14
 # How much faster one of two clocks may be.
 DRIFT = 1e-4
 # Blocks that the kernel only reads.
-READ_ONLY = ("tasks", "params", "operands", "waits", "queues", "methods", "streams", "segments")
+READ_ONLY = (
+    *("tasks", "params", "operands", "waits", "raises", "queues", "methods"),
+    *("streams", "segments"),
+)
 # Blocks in the host's memory, which both sides reach.
 HOST_BLOCKS = ("host", "host_commands")
 
@@ -60,6 +63,7 @@ def make_blocks(
         "params": tables.params,
         "operands": bases[tables.operands["arena"]] + tables.operands["offset"],
         "waits": tables.waits,
+        "raises": np.zeros(max(len(tables.raises), 1), np.uint64),
         "queues": tables.queues,
         "methods": tables.methods,
         "streams": tables.streams,

@@ -5,47 +5,80 @@ from pathlib import Path
 
 import numpy as np
 
+from ark_dist.comm.communicator import Communicator
 from ark_dist.core.data import rounded
 from ark_dist.core.dtype import DType
-from ark_dist.core.errors import TaskError
+from ark_dist.core.errors import ArkError, TaskError
 from ark_dist.core.op import OPS, Array
 from ark_dist.core.plan import Method, Plan
 from ark_dist.core.shape import Box
 from ark_dist.core.view import View
-from ark_dist.launch.machine import Chooser, Command, Machine, in_task_order
+from ark_dist.launch.devices.commands import command_text
+from ark_dist.launch.machine import Chooser, Command, Machine, NoFlags, in_task_order
 from ark_dist.launch.memory import Arenas, allocate
+from ark_dist.launch.rank_memory import RankMemory, SharedFlags, flag_rows
 from ark_dist.scheduler.tile import node_boxes
 
 
 class NumpyDevice:
     """Computes tile by tile in float64, in one thread, in the order `choose` likes."""
 
-    def __init__(self, plan: Plan, *, choose: Chooser = in_task_order) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        choose: Chooser = in_task_order,
+        communicator: Communicator | None = None,
+        timeout_s: float = 60.0,
+    ) -> None:
         """Take any plan, whatever target it was made for."""
         self.plan = plan
-        self._machine = Machine(plan, self._body, choose)
+        self._choose = choose
+        self._communicator = communicator
+        self._timeout_s = timeout_s
+        self._shared: RankMemory | None = None
         self._pending: list[Command] = []
         self._arenas: Arenas | None = None
+        self._machine = self._new_machine()
+
+    def _new_machine(self) -> Machine:
+        flags = NoFlags() if self._shared is None else SharedFlags(self._shared, self._timeout_s)
+        return Machine(self.plan, self._body, self._choose, flags)
 
     def compile(self, on_compile: Callable[[Path], None]) -> None:
         """There is nothing to compile."""
 
     def allocate(self) -> Arenas:
-        """Make the program's memory in that of this process."""
-        return allocate(self.plan)
+        """Make the program's memory in that of this process, and what its node shares."""
+        if self._communicator is not None and self.plan.world_size > 1:
+            rows = flag_rows(self.plan)
+            self._shared = RankMemory(self.plan, self._communicator, rows, len(rows))
+        return allocate(self.plan, self._shared)
 
     def start(self, arenas: Arenas) -> None:
         """Take the memory to work on."""
         self._arenas = arenas
+        self._sequence = 0
+        if self._shared is not None:
+            self._shared.start()
+        self._machine = self._new_machine()
 
     def post(self, command: Command) -> None:
         """Remember the command; the work is done by `wait`."""
+        self._sequence += 1
+        if self._shared is not None:
+            self._shared.post(self._sequence, command_text(command))
         self._pending.append(command)
 
     def wait(self, timeout_s: float) -> list[int]:
         """Do all that was posted."""
         pending, self._pending = self._pending, []
-        return [self._machine.run(command) for command in pending]
+        try:
+            return [self._machine.run(command) for command in pending]
+        except ArkError as error:
+            if self._shared is not None:
+                self._shared.fail(str(error))
+            raise
 
     def abort(self) -> None:
         """There is no kernel that runs by itself."""
@@ -54,7 +87,8 @@ class NumpyDevice:
         """Let go of the memory."""
         self._arenas = None
         self._pending = []
-        self._machine = Machine(self.plan, self._body, self._machine.choose)
+        if self._shared is not None:
+            self._shared.leave()
 
     def _body(self, method: Method, task_id: int, iteration: int, command: Command) -> bool:
         assert self._arenas is not None
@@ -63,6 +97,8 @@ class NumpyDevice:
         made: dict[View, Array] = {}
         for node, out_box, in_boxes in node_boxes(group, method.nodes, task.box):
             op = OPS[node.op]
+            if op.effect == "handshake":
+                return False
             if op.effect == "command":
                 self._set_scalar(node.output, str(node.attributes["name"]), iteration, command)
                 return False

@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from ark_dist.core import abi
 from ark_dist.core.op import OPS
-from ark_dist.core.plan import Method, Plan
+from ark_dist.core.plan import Method, Plan, own_flags
 
 DECISION = 0xFFFFFFFF
 PHASES = {
@@ -81,7 +81,9 @@ def _counter_text(plan: Plan, method: Method, index: int) -> str:
     for other in plan.methods:
         if other is method:
             break
-        first += len(other.counters)
+        first += len(other.counters) + len(own_flags(other))
+    if index - first >= len(method.counters):
+        return f"flag {own_flags(method)[index - first - len(method.counters)]!r}"
     counter = method.counters[index - first]
     owner = "worker" if counter.kind == "clock" else "group"
     return f"counter {counter.id} ({counter.kind} of {owner} {counter.owner})"

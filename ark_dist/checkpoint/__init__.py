@@ -1,0 +1,1 @@
+"""Checkpoints of several files, read and written in slices by several ranks."""
