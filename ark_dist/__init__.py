@@ -40,13 +40,23 @@ _HOMES = {
         "ArkError",
         "CacheError",
         "CheckpointError",
+        "CommAborted",
+        "CommError",
+        "CommMismatch",
+        "CommTimeout",
         "CompileError",
         "CompilerNotFoundError",
+        "ConfigError",
         "DeviceNotFoundError",
         "LifecycleError",
         "MemoryLimitError",
+        "NcclError",
+        "PeerLost",
         "PlanError",
         "PlanFormatError",
+        "PlanMismatchError",
+        "PlanWorldSizeError",
+        "ShardCorruptError",
         "StallError",
         "StateDictError",
         "TaskError",
@@ -128,13 +138,23 @@ if TYPE_CHECKING:
     from ark_dist.core.errors import ArkError as ArkError
     from ark_dist.core.errors import CacheError as CacheError
     from ark_dist.core.errors import CheckpointError as CheckpointError
+    from ark_dist.core.errors import CommAborted as CommAborted
+    from ark_dist.core.errors import CommError as CommError
+    from ark_dist.core.errors import CommMismatch as CommMismatch
+    from ark_dist.core.errors import CommTimeout as CommTimeout
     from ark_dist.core.errors import CompileError as CompileError
     from ark_dist.core.errors import CompilerNotFoundError as CompilerNotFoundError
+    from ark_dist.core.errors import ConfigError as ConfigError
     from ark_dist.core.errors import DeviceNotFoundError as DeviceNotFoundError
     from ark_dist.core.errors import LifecycleError as LifecycleError
     from ark_dist.core.errors import MemoryLimitError as MemoryLimitError
+    from ark_dist.core.errors import NcclError as NcclError
+    from ark_dist.core.errors import PeerLost as PeerLost
     from ark_dist.core.errors import PlanError as PlanError
     from ark_dist.core.errors import PlanFormatError as PlanFormatError
+    from ark_dist.core.errors import PlanMismatchError as PlanMismatchError
+    from ark_dist.core.errors import PlanWorldSizeError as PlanWorldSizeError
+    from ark_dist.core.errors import ShardCorruptError as ShardCorruptError
     from ark_dist.core.errors import StallError as StallError
     from ark_dist.core.errors import StateDictError as StateDictError
     from ark_dist.core.errors import TaskError as TaskError

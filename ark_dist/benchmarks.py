@@ -1,5 +1,6 @@
-"""Measure the kernel's own costs: dispatch, hops between workers, and start-up."""
+"""Measure what is not a model's own work: dispatch, hops between workers, start-up, planning."""
 
+import resource
 import subprocess
 import sys
 import time
@@ -9,13 +10,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ark_dist.core.settings import child_environment
-from ark_dist.core.target import Target
+from ark_dist.core.target import Target, wide_target
 from ark_dist.core.task import Task
 from ark_dist.executor import Executor
 from ark_dist.model import Model
 from ark_dist.scheduler.deps import Edges
 from ark_dist.scheduler.order import Queues, earliest_finish
-from ark_dist.scheduler.plan import PlanOptions
+from ark_dist.scheduler.plan import PlanOptions, make_plan
 from ark_dist.tensors import Tensor
 
 ELEMENTS = 32
@@ -24,6 +25,8 @@ ITERATIONS = 20_000
 ROUNDS = 30
 CALLS = 3_000
 LAYERS = 30
+# The streaming multiprocessors of an H200.
+GPU_WORKERS = 132
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +70,42 @@ def startup() -> list[Row]:
     )
     rows = []
     for _ in range(2):  # the first process fills the cache
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=300,
-            env=child_environment(ARK_DIST_LOG="WARNING"),
-        )
-        rows = [line.split("=") for line in done.stdout.splitlines()]
+        rows = _printed(code)
     return [
         Row("startup", f"{LAYERS} layers: {case}", "fp32", 1, 2, "s", float(value))
         for case, value in rows
     ]
 
 
-BENCHES: dict[str, Callable[[], list[Row]]] = {"dispatch": dispatch, "startup": startup}
+def planning() -> list[Row]:
+    """Seconds and memory, each in a new process, to plan a large model for a GPU."""
+    rows = []
+    for kind in ("cuda", "null"):
+        code = f"from ark_dist.benchmarks import planning_cost; planning_cost({kind!r})"
+        for unit, value in _printed(code):
+            case = f"llama-3-70b tp=8, {kind}"
+            rows.append(Row("planning", case, "bf16", 1, GPU_WORKERS, unit, float(value)))
+    return rows
+
+
+def _printed(code: str) -> list[list[str]]:
+    """Run Python in a new process; return the lines `name=value` that it prints, cut in two."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+        env=child_environment(ARK_DIST_LOG="WARNING"),
+    )
+    return [line.split("=") for line in done.stdout.splitlines()]
+
+
+BENCHES: dict[str, Callable[[], list[Row]]] = {
+    "dispatch": dispatch,
+    "planning": planning,
+    "startup": startup,
+}
 
 
 def transformer(
@@ -131,6 +154,57 @@ def startup_seconds() -> None:
     print(f"plan={planned - built}")
     print(f"compile={compiled - planned}")
     print(f"load and first run={done - compiled}")
+
+
+def llama_rank(layers: int = 80, *, ranks: int = 8, positions: int = 4096) -> Model:
+    """One rank's part of a decode step of Llama 3 70B, cut over `ranks`; batch 1, KV cache.
+
+    Sizes: Grattafiori et al. 2024. Where the ranks' parts would be summed stands a sum of one.
+    """
+    width, depth, rows = 8192, 128, 128256
+    heads, groups, inner = 64 // ranks, 8 // ranks, 28672 // ranks
+    model = Model("llama_3_70b")
+    position = model.state(1, "int32", name="position")
+    length = model.add(position, 1)
+    table = model.parameter((positions, depth), "fp32", name="rope")
+    token = model.tensor((1, 1), "int32", name="token")
+
+    def product(x: Tensor, size: int) -> Tensor:
+        weight = model.parameter((size, x.shape[-1]), "bf16")
+        return model.matmul(x, weight, transpose_other=True)
+
+    def norm(x: Tensor) -> Tensor:
+        return model.rmsnorm(x, model.parameter(width, "bf16"), eps=1e-5)
+
+    def summed(x: Tensor) -> Tensor:
+        return model.reduce_sum(x.reshape((1, 1, 1, width)), axis=0, keepdims=False)
+
+    def cached(x: Tensor) -> Tensor:
+        cache = model.state((1, positions, groups, depth), "bf16")
+        return model.scatter(cache, x, position, axis=1, output=cache)
+
+    x = summed(model.embedding(token, model.parameter((rows, width), "bf16")))
+    for _ in range(layers):
+        y = norm(x)
+        q, k, v = (product(y, n * depth).reshape((1, 1, n, depth)) for n in (heads, groups, groups))
+        q, k = (model.rope(part, table, position, interleaved=False) for part in (q, k))
+        mixed = model.attention(q, cached(k), cached(v), length).reshape((1, 1, heads * depth))
+        x = model.add(x, summed(product(mixed, width)))
+        y = norm(x)
+        gated = product(y, inner).silu().mul(product(y, inner))
+        x = model.add(x, summed(product(gated, width)))
+    product(norm(x), rows // ranks)
+    model.copy(length, output=position)
+    return model
+
+
+def planning_cost(kind: str) -> None:
+    """Print how many seconds a plan takes to make, and the most memory of this process."""
+    graph = llama_rank().freeze()
+    began = time.perf_counter()
+    make_plan(graph, wide_target(GPU_WORKERS, kind=kind))
+    print(f"s={time.perf_counter() - began}")
+    print(f"MB={resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}")
 
 
 def alternating(tasks: Sequence[Task], edges: Sequence[Edges], target: Target) -> Queues:

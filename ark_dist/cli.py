@@ -1,26 +1,24 @@
-"""The command `ark-dist`: bench, trace, cache."""
+"""The command `ark-dist`: run, doctor, bench, trace, cache."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from ark_dist.benchmarks import BENCHES
 from ark_dist.core.errors import ArkError
 from ark_dist.core.settings import child_environment, read_settings
 from ark_dist.core.version import VERSION
 from ark_dist.launch.cache import CompileCache
-
-# Exit codes, shared with the launcher.
-USER_ERROR = 70
-BAD_FILE = 77
-BAD_CONFIG = 78
+from ark_dist.launch.exit_codes import BAD_CONFIG, BAD_FILE, exit_code
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,14 +49,75 @@ def _options(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(sorted(BENCHES))}.")],
+    name: Annotated[str, typer.Argument(help="Which; an unknown name lists what there is.")],
     as_json: AsJson = False,
 ) -> None:
     """Measure this machine and print one row per figure."""
+    from ark_dist.benchmarks import BENCHES  # here: the other commands start faster without
+
     if name not in BENCHES:
         _fail(f"there is no benchmark {name!r}; choose one of {', '.join(sorted(BENCHES))}")
     rows = [row.as_dict() for row in BENCHES[name]()]
     _print_rows(f"bench {name}", rows, as_json)
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    script: Annotated[Path, typer.Argument(help="The Python program to run.")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="Its arguments.")] = None,
+    count: Annotated[int, typer.Option("-n", help="How many ranks.")] = 1,
+    hosts: Annotated[Path | None, typer.Option(help="Host file of the MPI launcher.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Limit for the run, in seconds.")] = None,
+    log_dir: Annotated[Path | None, typer.Option(help="Folder for logs and error files.")] = None,
+    launcher: Annotated[str, typer.Option(help="mpich, openmpi, or auto: the first found.")] = (
+        "auto"
+    ),
+    has_prefix: Annotated[
+        bool, typer.Option("--prefix/--no-prefix", help="Begin lines with [r<rank>].")
+    ] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print how it went as JSON; the ranks write to stderr.")
+    ] = False,
+) -> None:
+    """Run a program on several ranks with MPI; if it fails, the cause is what is printed last."""
+    from ark_dist.launch.printer import STDERR, STDOUT
+    from ark_dist.launch.runner import RunRequest, run_ranks
+
+    if not script.is_file():
+        _fail(f"{script} is not a file; name a Python program")
+    request = RunRequest(
+        count=count,
+        program=(sys.executable, str(script), *(arguments or ())),
+        hosts=hosts,
+        timeout_s=timeout,
+        log_dir=log_dir,
+        launcher=launcher,
+        has_prefix=has_prefix,
+        stdout=STDERR if as_json else STDOUT,
+    )
+    result = run_ranks(request)
+    if result.code:
+        place = f"\nlogs: {result.log_dir}" if result.log_dir else ""
+        _tell(f"\nark-dist run: exit code {result.code}{place}\n{result.reason}")
+    if as_json:
+        outcomes = [outcome.as_dict() for outcome in result.outcomes]
+        print(json.dumps({"code": result.code, "reason": result.reason, "ranks": outcomes}))
+    raise typer.Exit(result.code)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Look at this machine and run a self-test on two ranks; exits 1 if something is broken."""
+    from ark_dist.launch.doctor import examine
+
+    findings = examine()
+    if as_json:
+        print(json.dumps([finding.as_dict() for finding in findings], indent=1))
+    for finding in () if as_json else findings:
+        hint = f" ({finding.hint})" if finding.hint else ""
+        print(f"{finding.state:8} {finding.name:16} {finding.value}{hint}".rstrip())
+    if any(finding.state == "broken" for finding in findings):
+        raise typer.Exit(1)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -134,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(list(arguments) if arguments is not None else None)
     except ArkError as error:
         print(f"ark-dist: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        sys.exit(exit_code(error))
     except ValueError as error:
         print(f"ark-dist: {error}", file=sys.stderr)
         sys.exit(BAD_CONFIG)
@@ -149,6 +208,13 @@ def _fail(message: str) -> None:
     raise typer.Exit(BAD_CONFIG)
 
 
+def _tell(text: str) -> None:
+    """Write to stderr whatever the locale can spell, and whether anybody reads it or not."""
+    with suppress(OSError):
+        sys.stderr.flush()
+        os.write(sys.stderr.fileno(), f"{text}\n".encode("utf-8", "backslashreplace"))
+
+
 def _print_rows(title: str, rows: Sequence[dict[str, object]], as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
@@ -156,7 +222,7 @@ def _print_rows(title: str, rows: Sequence[dict[str, object]], as_json: bool) ->
     shown = [k for k in (rows[0] if rows else {}) if any(row[k] is not None for row in rows)]
     table = Table(*shown, title=title)
     for row in rows:
-        table.add_row(*(_cell(row[key]) for key in shown))
+        table.add_row(*(Text(_cell(row[key])) for key in shown))
     Console().print(table)
 
 

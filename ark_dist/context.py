@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ark_dist.core.dtype import FP32, INT32, DTypeLike
-from ark_dist.core.errors import ArkError
+from ark_dist.core.errors import ConfigError
+from ark_dist.core.groups import check_world
 from ark_dist.core.layout import P
 from ark_dist.core.settings import read_settings
 
 if TYPE_CHECKING:
     from ark_dist.model import Model
     from ark_dist.tensors import Parameter, Tensor
+    from ark_dist.world import World
 
 LOGGER = logging.getLogger("ark_dist")
 _PACKAGE = Path(__file__).parent
@@ -26,38 +28,67 @@ _current: ContextVar[tuple[Model, bool] | None] = ContextVar("ark_dist_model", d
 
 
 def init(*, reset: bool = False) -> None:
-    """Prepare the library; safe to call any number of times.
+    """Prepare the library and connect to the other ranks; safe to call any number of times.
 
     Args:
         reset: forget the current model, so that the next tensor starts a new one.
+
+    Raises:
+        ConfigError: the launcher's variables can't be.
+        CommTimeout: not all ranks came in time.
     """
     set_up_logging()
+    _world()
     if reset:
         drop_model()
 
 
 def rank() -> int:
-    """This process's rank: 0, as there is one process."""
-    return 0
+    """This process's rank, from 0; the first call connects it to the others.
+
+    Raises:
+        ConfigError: the launcher's variables can't be.
+        CommTimeout: not all ranks came in time.
+    """
+    return _world().rank
 
 
 def world_size() -> int:
-    """The number of processes that run the model together: 1."""
-    return 1
+    """The number of processes that run the program together; see `rank`."""
+    return _world().size
 
 
-def check_ranks(call: str, rank: int, world_size: int) -> None:
-    """Raise unless there is one rank: ValueError for numbers that can't be, else ArkError."""
-    if world_size < 1 or not 0 <= rank < world_size:
-        raise ValueError(
-            f"{call}: rank is {rank} and world_size is {world_size}; "
-            "rank must be 0 to world_size - 1"
-        )
-    if world_size != 1:
-        raise ArkError(
-            f"{call}: world_size is {world_size}, but this version runs one rank only; "
-            "several ranks need mpirun support, which is not there yet"
-        )
+def check_ranks(call: str, rank: int | None, world_size: int | None) -> World:
+    """Return the ranks that a program runs on; what is None is as the process was started.
+
+    Raises:
+        TypeError: for numbers that are no integers.
+        ValueError: for a rank outside the world.
+        ConfigError: for ranks that are not those of this process, unless it is to run alone.
+    """
+    from ark_dist.world import ALONE
+
+    here = _world()
+    if world_size is None:
+        world_size = here.size
+    if rank is None:
+        rank = here.rank if world_size == here.size else 0
+    check_world(call, rank, world_size)
+    if (rank, world_size) == (here.rank, here.size):
+        return here
+    if world_size == 1:
+        return ALONE
+    raise ConfigError(
+        f"{call}: rank is {rank} and world_size is {world_size}, but this process is rank "
+        f"{here.rank} of {here.size}; leave both out, or start {world_size} processes with mpirun"
+    )
+
+
+def _world() -> World:
+    # Only here: what connects ranks is not needed to import the package.
+    from ark_dist import world
+
+    return world.current()
 
 
 def current_model() -> Model:

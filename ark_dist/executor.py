@@ -11,6 +11,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from ark_dist import world as world_module
 from ark_dist.arrays import as_ndarray, check_destination, exact_dtype, fit_shape
 from ark_dist.binding import Binding
 from ark_dist.context import LOGGER, check_ranks, current_model, set_up_logging
@@ -19,6 +20,7 @@ from ark_dist.core.graph import Graph
 from ark_dist.core.plan import Plan
 from ark_dist.core.settings import Settings, read_settings
 from ark_dist.launch.open import open_session
+from ark_dist.mesh import Mesh
 from ark_dist.model import Model
 from ark_dist.scheduler.plan import PlanOptions
 from ark_dist.tensors import Tensor
@@ -32,8 +34,8 @@ class Executor:
 
     Args:
         gpu_id: which GPU of this machine; without meaning on other devices.
-        rank: this process's rank.
-        world_size: how many processes run the model.
+        rank: this process's rank; the launcher's if left out.
+        world_size: how many processes run the model; the launcher's if left out.
         model: what to run; the current model if left out.
         name: the program's name; the model's if left out.
         num_warps_per_sm: warps of a GPU's worker; without meaning on other devices.
@@ -41,19 +43,22 @@ class Executor:
         workers: threads of the kernel; one per available core if left out.
         timeout_s: limit in seconds for a wait without progress; ARK_DIST_TIMEOUT_S if left out.
         options: choices of the scheduler.
+        mesh: how ranks share one model of global shapes; without it each rank runs a model of
+            its own, and says itself what it sends and receives.
 
     Raises:
         TypeError: for an argument of the wrong type.
         ValueError: for a number out of range, or an unknown device.
         DeviceNotFoundError: for a device that this machine does not have.
-        ArkError: for more than one rank, which this version can't run.
+        ArkError: for a device that can't run together with other ranks.
+        PlanMismatchError: on every rank, if their models do not fit together.
     """
 
     def __init__(
         self,
         gpu_id: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
         model: Model | None = None,
         name: str | None = None,
         num_warps_per_sm: int = 16,
@@ -62,8 +67,9 @@ class Executor:
         workers: int | None = None,
         timeout_s: float | None = None,
         options: PlanOptions | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
-        check_ranks("Executor", rank, world_size)
+        world = check_ranks("Executor", rank, world_size)
         _check_count("gpu_id", gpu_id, 0)
         _check_count("num_warps_per_sm", num_warps_per_sm, 1)
         if workers is not None:
@@ -73,15 +79,21 @@ class Executor:
         set_up_logging()
         self._model = current_model() if model is None else model
         self._graph = self._model.freeze(name)
-        self._session = open_session(
+        if mesh is not None and not isinstance(mesh, Mesh):
+            raise TypeError(f"Executor: mesh is a {type(mesh).__name__}, wanted an ark.Mesh")
+        opened = open_session(
             self._graph,
             device=device,
             settings=_settings(timeout_s),
             worker_count=workers,
             options=options,
             gpu_id=gpu_id,
+            communicator=world.communicator,
+            mesh=None if mesh is None else mesh.sized(world.size),
         )
-        self._binding = Binding(self._model.builder, self._model.labels, self._session)
+        self._session = opened.session
+        world_module.watch(self._session)
+        self._binding = Binding(self._model.builder, self._model.labels, self._graph, opened)
         self._model.bind(self._binding)
 
     @property

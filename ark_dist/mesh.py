@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -40,7 +40,9 @@ class Mesh:
             )
         if not axes:
             raise ValueError('Mesh: there are no axes; name at least one, such as {"tp": 2}')
-        object.__setattr__(self, "axes", tuple(_checked(dict(axes))))
+        object.__setattr__(self, "axes", tuple(_checked(axes.items())))
+        if sum(size == REST for _, size in self.axes) > 1:
+            raise ValueError(f"{self!r} has several sizes of -1; only one can be the rest")
 
     @property
     def shape(self) -> MeshShape:
@@ -70,8 +72,8 @@ class Mesh:
         return f"Mesh({dict(self.axes)})"
 
 
-def _checked(axes: Mapping[object, object]) -> Iterator[tuple[str, int]]:
-    for name, size in axes.items():
+def _checked(axes: Iterable[tuple[object, object]]) -> Iterator[tuple[str, int]]:
+    for name, size in axes:
         if not isinstance(name, str):
             raise TypeError(f"Mesh: axis {name!r} must be a string")
         if not name:
@@ -83,5 +85,3 @@ def _checked(axes: Mapping[object, object]) -> Iterator[tuple[str, int]]:
                 f"Mesh: axis {name!r} has size {size}; it must be 1 or more, or -1 for the rest"
             )
         yield name, size
-    if sum(size == REST for size in axes.values()) > 1:
-        raise ValueError(f"Mesh: {axes} has several sizes of -1; only one can be the rest")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
+from ark_dist.checkpoint.loader import LoadResult
+from ark_dist.checkpoint.reader import Checkpoint
 from ark_dist.tensors import Parameter
-from ark_dist.weights import LoadResult, load_parameters, read_parameters
+from ark_dist.weights import load_parameters, read_parameters
 
 
 def _no_forward(self: Module, *args: object, **kwargs: object) -> NoReturn:
@@ -221,7 +224,7 @@ class Module:
 
     def load_state_dict(
         self,
-        state_dict: Mapping[str, npt.NDArray[np.generic]],
+        state_dict: Mapping[str, npt.NDArray[np.generic]] | str | os.PathLike[str] | Checkpoint,
         strict: bool = True,
         prefix: str = "",
         *,
@@ -231,7 +234,9 @@ class Module:
 
         Args:
             state_dict: prefix + dotted name -> array of the parameter's shape and dtype.
-                Names that do not start with `prefix` are left alone.
+                Names that do not start with `prefix` are left alone. Or the path of a file, or of
+                a folder of safetensors files; each rank reads its own slices of those, straight
+                to where they belong.
             strict: every parameter must be there, and nothing else.
             prefix: what stands before the module's own names.
             cast: convert arrays of another dtype.
@@ -241,7 +246,10 @@ class Module:
 
         Raises:
             StateDictError: with all missing, unexpected, misshapen and mistyped names.
-            TypeError: for something that is no dict of name to numpy.ndarray.
+            TypeError: for something that is no dict of name to numpy.ndarray, and no path.
+            FileNotFoundError: if there is nothing at the path.
+            CheckpointError: for files that are damaged or unsafe; a part may be loaded if the
+                damage is in the data of a tensor.
             LifecycleError: before the program has memory, and while it runs.
         """
         return load_parameters(

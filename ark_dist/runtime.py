@@ -9,6 +9,7 @@ from ark_dist.context import LOGGER, check_ranks, drop_model, take_model
 from ark_dist.core.builder import DEFAULT_METHOD
 from ark_dist.core.errors import LifecycleError
 from ark_dist.executor import Executor
+from ark_dist.mesh import Mesh
 from ark_dist.model import Model
 
 
@@ -20,25 +21,27 @@ class Runtime:
     manager that closes itself.
 
     Args:
-        rank: this process's rank.
-        world_size: how many processes run the model.
+        rank: this process's rank; the launcher's if left out.
+        world_size: how many processes run the model; the launcher's if left out.
         device: "auto", "cpu", "cuda", "emulated", "numpy" or "null".
-        workers: threads of the kernel; one per available core if left out.
+        workers: threads of the kernel; this rank's share of the available cores if left out.
+        mesh: how ranks share the model; see `Executor`.
 
     Raises:
-        ValueError: for a rank outside the world.
-        ArkError: for more than one rank, which this version can't run.
+        ValueError: for a rank outside the world, or another one than the launcher's.
     """
 
     def __init__(
         self,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
         *,
         device: str = "auto",
         workers: int | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         check_ranks("Runtime", rank, world_size)
+        self._mesh = mesh
         self._device = device
         self._workers = workers
         self._model = take_model()
@@ -82,7 +85,9 @@ class Runtime:
         if self.state == "closed":
             raise LifecycleError("launch: the runtime was closed; make a new Runtime")
         if self._executor is None:
-            self._executor = Executor(model=self._model, device=self._device, workers=self._workers)
+            self._executor = Executor(
+                model=self._model, device=self._device, workers=self._workers, mesh=self._mesh
+            )
         elif self._executor.graph != self._model.freeze():
             raise LifecycleError(
                 "launch: the model grew since the first launch; call reset() and build it "

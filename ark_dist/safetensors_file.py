@@ -1,4 +1,4 @@
-"""Turn a safetensors file into checked tensor descriptions, and each of them into an array."""
+"""Turn the header of a safetensors file into checked tensor descriptions, and back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import TypeAlias
 
 import ml_dtypes
@@ -231,68 +231,6 @@ def _parse_tied(metadata: Mapping[str, str], tensors: Mapping[str, Entry]) -> di
     return tied
 
 
-class SafetensorsFile:
-    """An open safetensors file: its header is checked, its tensors are read on demand."""
-
-    def __init__(self, path: str, fd: int, header: Header) -> None:
-        """Take over an open descriptor; use `open` to get one with its header."""
-        self.path = path
-        self.tensors = header.tensors
-        self.tied = header.tied
-        self.metadata = header.metadata
-        self._fd = fd
-
-    @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> SafetensorsFile:
-        """Open a file and check all of its header.
-
-        Raises FileNotFoundError where there is none, ShardCorruptError where it is damaged.
-        """
-        name = os.fspath(path)
-        fd = open_regular(name)
-        try:
-            return cls(name, fd, read_header(fd, name))
-        except BaseException:
-            os.close(fd)
-            raise
-
-    def read(self, name: str) -> Array:
-        """Return one tensor, or the tensor that an alias is tied to, as a new writable array."""
-        info = self.tensors[self.tied.get(name, name)]
-        array: Array = np.empty(info.shape, info.dtype)
-        read_into(self._fd, info.begin, array.reshape(-1).view(np.uint8).data, self.path)
-        try:
-            check_bools(array)
-        except ValueError as error:
-            raise ShardCorruptError(f"{self.path}: tensor {shown(name)}: found {error}") from None
-        return array
-
-    def read_bytes(self, begin: int, end: int) -> bytearray:
-        """Return the file's bytes from begin to end, such as some rows of one tensor."""
-        data = bytearray(end - begin)
-        read_into(self._fd, begin, memoryview(data), self.path)
-        return data
-
-    def close(self) -> None:
-        """Close the file; arrays that were read stay valid."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __enter__(self) -> SafetensorsFile:
-        """Return the open file."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the file."""
-        self.close()
-
-
 def refuse_pointer(head: bytes | bytearray, size_bytes: int, path: str) -> None:
     """Raise ShardCorruptError for the text that git LFS leaves where the file should be."""
     if head.startswith(LFS_MAGIC):
@@ -337,7 +275,7 @@ def build_header(
 ) -> bytes:
     """Return the length and header of a file that holds these tensors one after another.
 
-    Raises ValueError where a file of them would break the limits that `open` checks.
+    Raises ValueError where a file of them would break the limits that `read_header` checks.
     """
     extra = {**metadata, **({TIED_KEY: json.dumps(tied)} if tied else {})}
     table: dict[str, object] = {"__metadata__": extra} if extra else {}

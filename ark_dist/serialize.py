@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import secrets
-import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import ml_dtypes
 import numpy as np
 
+from ark_dist.checkpoint.atomic import replacing
+from ark_dist.checkpoint.index import INDEX_SUFFIX
+from ark_dist.checkpoint.reader import Checkpoint, open_checkpoint, read_all
+from ark_dist.checkpoint.saver import save_checkpoint
+from ark_dist.checkpoint.shards import Layout
 from ark_dist.core.errors import CheckpointError
 from ark_dist.safe_pickle import load_pickle
 from ark_dist.safetensors_file import (
@@ -21,7 +24,6 @@ from ark_dist.safetensors_file import (
     LENGTH_BYTES,
     Array,
     Dtype,
-    SafetensorsFile,
     build_header,
     check_bools,
     check_name,
@@ -30,6 +32,7 @@ from ark_dist.safetensors_file import (
     native,
     open_regular,
     read_into,
+    refuse_pointer,
 )
 from ark_dist.weight_zip import load_zip
 
@@ -39,26 +42,32 @@ if TYPE_CHECKING:
 StateDict: TypeAlias = dict[str, Array]
 
 FORMATS = "safetensors, .npz, a torch checkpoint, a pickle of a dict of arrays"
-LFS_MAGIC = b"version https://git-lfs"
 PICKLE_PROTOCOLS = b"\x02\x03\x04\x05"
 _HEAD_BYTES = 32
-_PERMISSIONS = 0o777
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def save(state_dict: Mapping[str, Array], path: str | os.PathLike[str]) -> None:
     """Write a state_dict as one safetensors file, whatever the file is called.
 
-    The file appears at once and whole, or the old one stays as it was. Names that share one
-    array are written once and stay tied. Raises TypeError and ValueError for what can't be
-    saved, CheckpointError where the file can't be written.
+    A path that ends with "/" is a folder: it gets safetensors files of up to 5 GB with an index,
+    as Hugging Face has them. The file, or the folder's checkpoint, appears at once and whole, or
+    the old one stays as it was. Names that share one array are written once and stay tied.
+    Raises TypeError and ValueError for what can't be saved, CheckpointError where the file can't
+    be written.
     """
     arrays, tied = _split_tied(_check_arrays(state_dict))
+    if os.fspath(path).endswith("/"):
+        tensors = {name: Layout(array.shape, _native(array)) for name, array in arrays.items()}
+        save_checkpoint(path, tensors, arrays.__getitem__, tied=tied)
+        return
     # Large items first keeps each tensor aligned to its own item size.
     names = sorted(arrays, key=lambda name: -arrays[name].dtype.itemsize)
     layouts = {name: (_native(arrays[name]), arrays[name].shape) for name in names}
     header = build_header(layouts, tied)
-    with _replacing(os.fspath(path)) as write:
+    target = Path(path)
+    temporary = target.parent / f".ark_dist-{secrets.token_hex(8)}.tmp"
+    with replacing(target, temporary) as write:
         write(header)
         for name in names:
             wanted = layouts[name][0].newbyteorder("<")
@@ -115,111 +124,60 @@ def _memory(array: Array) -> object:
     return array.ctypes.data, array.shape, array.strides, array.dtype.str
 
 
-@contextmanager
-def _replacing(path: str) -> Iterator[Callable[[bytes | memoryview], object]]:
-    """Give a function that writes bytes, then put them in the place of path, or change nothing."""
-    folder = Path(path).parent
-    temporary = folder / f".ark_dist-{secrets.token_hex(8)}.tmp"
-    fd = -1
-    try:
-        old_mode = _find_mode(path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        fd = os.open(temporary, flags, 0o666 if old_mode is None else 0o600)
-        mode = stat.S_IMODE(os.fstat(fd).st_mode) if old_mode is None else old_mode
-        # Nobody else reads a half-written file.
-        os.fchmod(fd, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            yield file.write
-            file.flush()
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        if fd >= 0:
-            with suppress(OSError):
-                temporary.unlink()
-        if isinstance(error, OSError):
-            raise CheckpointError(
-                f"{path}: can't be saved: {error.strerror}; the old file, if any, is unchanged"
-            ) from error
-        raise
-    _sync_folder(folder, path)
-
-
-def _find_mode(path: str) -> int | None:
-    """Return the permissions of the file to replace; None where there is none."""
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return None
-    if not stat.S_ISREG(mode):
-        kind = "a symlink" if stat.S_ISLNK(mode) else "a folder or special file"
-        raise CheckpointError(f"{path}: found {kind}, wanted a regular file or none to save to")
-    return mode & _PERMISSIONS
-
-
-def _sync_folder(folder: Path, path: str) -> None:
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: saved, but a power cut may undo it: {error.strerror}; save it again"
-        ) from error
-
-
 def load(path: str | os.PathLike[str]) -> StateDict:
-    """Return the name -> array of a file; each array is writable and in memory.
+    """Return the name -> array of a file or folder; each array is writable and in memory.
 
-    The format is told from the content: safetensors, .npz, a torch checkpoint, or a pickle, of
-    which only arrays in a dict are read and nothing is run. Names that were tied come back as
-    one array. Raises FileNotFoundError where there is no file, and CheckpointError for a file
-    that is damaged, unsafe, or of another format.
+    A folder holds safetensors files, and an index if there are several. A file's format is told
+    from its content: safetensors, .npz, a torch checkpoint, or a pickle, of which only arrays in
+    a dict are read and nothing is run. Names that were tied come back as one array. Raises
+    FileNotFoundError where there is no file, and CheckpointError for a file that is damaged,
+    unsafe, or of another format.
     """
+    checkpoint = find_checkpoint(path)
+    if checkpoint is not None:
+        with checkpoint:
+            return read_all(checkpoint)
     name = os.fspath(path)
     fd = open_regular(name)
-    try:
-        size_bytes = os.fstat(fd).st_size
-        head = bytearray(min(_HEAD_BYTES, size_bytes))
-        read_into(fd, 0, memoryview(head), name)
+    with os.fdopen(fd, "rb") as file:
+        size_bytes, head = _look(fd, name)
         if head.startswith(b"PK"):
-            with os.fdopen(os.dup(fd), "rb") as file:
-                return load_zip(file, size_bytes, name)
-        is_pickle = head[:1] == b"\x80" and head[1:2] in PICKLE_PROTOCOLS
-        if is_pickle and not _is_safetensors(head, size_bytes):
-            with os.fdopen(os.dup(fd), "rb") as file:
-                return load_pickle(file.read(size_bytes), name)
-    finally:
-        os.close(fd)
-    if head[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{":
-        raise CheckpointError(_describe(head, size_bytes, name))
-    return _load_safetensors(name)
-
-
-def _is_safetensors(head: bytearray, size_bytes: int) -> bool:
-    header_bytes = int.from_bytes(head[:LENGTH_BYTES], "little")
-    return head[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{" and header_bytes < size_bytes
-
-
-def _describe(head: bytearray, size_bytes: int, path: str) -> str:
-    if head.startswith(LFS_MAGIC):
-        return (
-            f"{path}: found a git LFS pointer of {size_bytes} bytes, wanted the weights; "
-            "run `git lfs pull`"
-        )
-    return (
-        f"{path}: found {size_bytes} bytes that start with {bytes(head[:16])!r}, "
+            return load_zip(file, size_bytes, name)
+        if head[:1] == b"\x80" and head[1:2] in PICKLE_PROTOCOLS:
+            return load_pickle(file.read(size_bytes), name)
+    raise CheckpointError(
+        f"{name}: found {size_bytes} bytes that start with {bytes(head[:16])!r}, "
         f"wanted {FORMATS}; fetch or save it again"
     )
 
 
-def _load_safetensors(path: str) -> StateDict:
-    with SafetensorsFile.open(path) as file:
-        arrays = {name: file.read(name) for name in file.tensors}
-        return arrays | {alias: arrays[name] for alias, name in file.tied.items()}
+def find_checkpoint(path: str | os.PathLike[str]) -> Checkpoint | None:
+    """Open a folder, an index or a safetensors file; None for a file of another format.
+
+    Raises as `open_checkpoint` does.
+    """
+    name = os.fspath(path)
+    if Path(name).is_dir() or name.endswith(INDEX_SUFFIX):
+        return open_checkpoint(name)
+    fd = open_regular(name)
+    try:
+        size_bytes, head = _look(fd, name)
+    finally:
+        os.close(fd)
+    refuse_pointer(head, size_bytes, name)
+    is_pickle = head[:1] == b"\x80" and head[1:2] in PICKLE_PROTOCOLS
+    is_long = int.from_bytes(head[:LENGTH_BYTES], "little") >= size_bytes
+    if head[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{" or (is_pickle and is_long):
+        return None
+    return open_checkpoint(name)
+
+
+def _look(fd: int, path: str) -> tuple[int, bytearray]:
+    """Return a file's size and its first bytes."""
+    size_bytes = os.fstat(fd).st_size
+    head = bytearray(min(_HEAD_BYTES, size_bytes))
+    read_into(fd, 0, memoryview(head), path)
+    return size_bytes, head
 
 
 def convert_state_dict(

@@ -175,15 +175,15 @@ class Tensor(TensorOps):
             ValueError: for an `out` that does not fit, or a tensor that no run leaves behind.
             LifecycleError: before the program has memory, and while it runs.
         """
-        return self._read("to_numpy", out)
+        return self._read("to_numpy", out, is_local=local)
 
-    def _read(self, call: str, out: object) -> Array:
-        binding = self._bound(call)
+    def _read(self, call: str, out: object, *, is_local: bool = False) -> Array:
+        value = self._bound(call).read(call, self, is_local=is_local)
         if out is None:
-            return binding.read(call, self)
+            return value
         destination = as_ndarray(call, out)
-        shaped = check_destination(call, self.name, destination, self._value.view.shape, self.dtype)
-        shaped[...] = binding.read(call, self)
+        shaped = check_destination(call, self.name, destination, value.shape, self.dtype)
+        shaped[...] = value
         return destination
 
     def _bound(self, call: str) -> Binding:

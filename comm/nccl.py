@@ -1,37 +1,21 @@
 """Communicate between GPUs with NCCL: arrays in GPU memory, calls that a stream runs in order."""
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 from ark_dist.comm.communicator import Communicator
 from ark_dist.comm.nccl_arrays import DeviceArray, check_pair, device_array, movable
-from ark_dist.comm.nccl_bootstrap import (
-    ABORT_S,
-    AGREE_EXTRA_S,
-    NcclOptions,
-    abort_comm,
-    agree,
-    config_of,
-    connect,
-    open_rank,
-    run_bounded,
-    settle,
-)
-from ark_dist.comm.nccl_gpu import Gpu
-from ark_dist.comm.nccl_library import NCCLLibrary
+from ark_dist.comm.nccl_bootstrap import NcclOptions, connect, open_rank
+from ark_dist.comm.nccl_handle import NcclHandle
 from ark_dist.comm.nccl_types import (
-    IN_PROGRESS,
-    SUCCESS,
     WINDOW_ALIGNMENT_BYTES,
-    WINDOW_SYMMETRIC,
     ncclComm_t,
     ncclDataTypeEnum,
     ncclRedOpTypeEnum,
     ncclWindow_t,
 )
-from ark_dist.core.errors import CommAborted, LifecycleError, NcclError
+from ark_dist.core.errors import NcclError
 
 T = TypeVar("T")
 Call = Callable[[ncclComm_t, int], None]
@@ -39,8 +23,6 @@ Call = Callable[[ncclComm_t, int], None]
 LEGACY_STREAMS = (0, 1)  # cudaStreamLegacy: it waits for all that the GPU runs
 PER_THREAD_STREAM = 2  # cudaStreamPerThread: NCCL issue #1976, with blocking=0
 DEVICE_API_VERSION = 22803
-
-logger = logging.getLogger("ark_dist")
 
 
 class NcclWindow:
@@ -55,7 +37,7 @@ class NcclWindow:
     """
 
     def __init__(
-        self, owner: "NcclCommunicator", pointer: int, size_bytes: int, handle: ncclWindow_t
+        self, owner: NcclHandle, pointer: int, size_bytes: int, handle: ncclWindow_t
     ) -> None:
         """Take what `NcclCommunicator.allocate_window` made."""
         self._owner = owner
@@ -84,46 +66,29 @@ class NcclCommunicator:
     a number. Anything that has `__cuda_array_interface__`, and torch tensors, are arrays.
 
     Attributes:
-        control: the ranks' other connection, for what is no work of the GPU.
-        library: the functions of NCCL.
-        gpu: this rank's GPU.
-        handle: ncclComm_t.
+        handle: the communicator of NCCL, and its ends.
         stream: the stream of calls that name none.
+        rank: this rank.
+        size: how many ranks there are.
+        node_ranks: ranks on this node, sorted, itself included.
+        capabilities: "stream"; "symmetric" and "device_api" if NCCL is new enough.
     """
 
     backend = "nccl"
 
-    def __init__(
-        self,
-        control: Communicator,
-        library: NCCLLibrary,
-        gpu: Gpu,
-        handle: ncclComm_t,
-        *,
-        options: NcclOptions,
-        stream: int | None,
-    ) -> None:
+    def __init__(self, handle: NcclHandle, stream: int | None) -> None:
         """Take a connected communicator; `nccl_communicator` makes one."""
-        self.control = control
-        self.library = library
-        self.gpu = gpu
         self.handle = handle
         self.stream = stream
-        self.rank, self.size = control.rank, control.size
-        self.node_ranks = control.node_ranks
+        self.rank, self.size = handle.control.rank, handle.control.size
+        self.node_ranks = handle.control.node_ranks
+        self._library = handle.library
         found = {"stream"}
-        if library.has("ncclCommWindowRegister"):
+        if self._library.has("ncclCommWindowRegister"):
             found.add("symmetric")
-        if library.version >= DEVICE_API_VERSION:
+        if self._library.version >= DEVICE_API_VERSION:
             found.add("device_api")
         self.capabilities = frozenset(found)
-        self._options = options
-        self._children: list[NcclCommunicator] = []
-        self._stops: list[Callable[[], None]] = []
-        self._releases: list[Callable[[], None]] = []
-        self._depth = 0
-        self._seq = 0
-        self._ended = ""
 
     # --- collectives --------------------------------------------------------------------------
 
@@ -133,7 +98,7 @@ class NcclCommunicator:
         """Reduce over all ranks; every rank gets the result, in `send` without `recv`."""
         target = send if recv is None else recv
         a, b, number, kind = self._reduction("all_reduce", send, target, op, 1, 1)
-        call = self.library.ncclAllReduce
+        call = self._library.ncclAllReduce
         self._run(
             "all_reduce",
             lambda comm, on: call(a.pointer, b.pointer, a.count, number, kind, comm, on),
@@ -154,7 +119,7 @@ class NcclCommunicator:
         self._check_rank("reduce", "root", root)
         target = send if recv is None else recv
         a, b, number, kind = self._reduction("reduce", send, target, op, 1, 1)
-        call = self.library.ncclReduce
+        call = self._library.ncclReduce
         self._run(
             "reduce",
             lambda comm, on: call(a.pointer, b.pointer, a.count, number, kind, root, comm, on),
@@ -167,7 +132,7 @@ class NcclCommunicator:
     ) -> T:
         """Reduce over all ranks; each gets its 1/size of the result, in rank order."""
         a, b, number, kind = self._reduction("reduce_scatter", send, recv, op, 1, self.size)
-        call = self.library.ncclReduceScatter
+        call = self._library.ncclReduceScatter
         self._run(
             "reduce_scatter",
             lambda comm, on: call(a.pointer, b.pointer, b.count, number, kind, comm, on),
@@ -180,7 +145,7 @@ class NcclCommunicator:
         a, b = device_array(send), device_array(recv)
         check_pair("all_gather", a, b, self.size, 1)
         count, number = movable(a)
-        call = self.library.ncclAllGather
+        call = self._library.ncclAllGather
         self._run(
             "all_gather",
             lambda comm, on: call(a.pointer, b.pointer, count, number, comm, on),
@@ -195,7 +160,7 @@ class NcclCommunicator:
         if self.rank != root:
             check_pair("broadcast", a, a, 1, 1)
         count, number = movable(a)
-        call = self.library.ncclBroadcast
+        call = self._library.ncclBroadcast
         self._run(
             "broadcast",
             lambda comm, on: call(a.pointer, a.pointer, count, number, root, comm, on),
@@ -213,7 +178,7 @@ class NcclCommunicator:
         self._check_rank("send", "dst", dst)
         a = device_array(array)
         count, number = movable(a)
-        call = self.library.ncclSend
+        call = self._library.ncclSend
         self._run("send", lambda comm, on: call(a.pointer, count, number, dst, comm, on), stream)
 
     def recv(self, array: T, src: int, *, stream: int | None = None) -> T:
@@ -222,28 +187,20 @@ class NcclCommunicator:
         a = device_array(array)
         check_pair("recv", a, a, 1, 1)
         count, number = movable(a)
-        call = self.library.ncclRecv
+        call = self._library.ncclRecv
         self._run("recv", lambda comm, on: call(a.pointer, count, number, src, comm, on), stream)
         return array
 
     @contextmanager
     def group(self) -> Iterator[None]:
-        """Start the calls made inside together, at the end."""
-        self._require_open("group")
-        self.library.ncclGroupStart()
-        self._depth += 1
+        """Start the calls made inside together, at the end; after an error they start too."""
+        self.handle.group_start()
         try:
             yield
         except BaseException:
-            self._depth -= 1
-            # NCCL can't drop a group, and one left open would swallow all later calls.
-            problem = run_bounded_group_end(self.library)
-            if problem:
-                logger.error("rank %d: a group ended by an error: %s", self.rank, problem)
+            self.handle.drop_group()
             raise
-        self._depth -= 1
-        self.library.ncclGroupEnd()
-        self._settle("group")
+        self.handle.group_end()
 
     # --- memory -------------------------------------------------------------------------------
 
@@ -253,87 +210,43 @@ class NcclCommunicator:
         Raises:
             NcclError: NCCL is too old, a rank has no memory, or the GPUs can't reach each other.
         """
-        self._require_open("allocate_window")
         if size_bytes <= 0:
             raise ValueError(f"size_bytes is {size_bytes}; it must be above 0")
         size_bytes = -(-size_bytes // WINDOW_ALIGNMENT_BYTES) * WINDOW_ALIGNMENT_BYTES
-        pointer, handle = 0, ncclWindow_t()
+        pointer, window = 0, ncclWindow_t()
         problem: Exception | None = None
         try:
-            pointer = self.library.ncclMemAlloc(size_bytes)
+            with self.handle.using("allocate_window"):
+                pointer = self._library.ncclMemAlloc(size_bytes)
         except Exception as error:  # whatever it is, the other ranks have to learn of it
             problem = error
         self._agree(problem, "ncclMemAlloc", pointer)
         try:
-            handle = self.register_window(pointer, size_bytes)
+            window = self.register_window(pointer, size_bytes)
         except Exception as error:  # whatever it is, the other ranks have to learn of it
             problem = error
         self._agree(problem, "ncclCommWindowRegister", pointer)
-        return NcclWindow(self, pointer, size_bytes, handle)
+        return NcclWindow(self.handle, pointer, size_bytes, window)
 
-    def register_window(
-        self, pointer: int, size_bytes: int, flags: int = WINDOW_SYMMETRIC
-    ) -> ncclWindow_t:
+    def register_window(self, pointer: int, size_bytes: int) -> ncclWindow_t:
         """Make memory of `ncclMemAlloc` a window: collective; return its handle."""
-        self._require_open("register_window")
-        handle = self.library.ncclCommWindowRegister(self.handle, pointer, size_bytes, flags)
-        self._settle("ncclCommWindowRegister")
-        if not handle.value:
+        window = self.handle.register_window(pointer, size_bytes)
+        if not window.value:
             raise NcclError(
                 f"rank {self.rank}: NCCL makes no windows here: they need CUDA P2P between all "
                 "GPUs, NCCL_CUMEM_ENABLE and NCCL_WIN_ENABLE; use send, recv and collectives"
             )
-        return handle
+        return window
 
-    def deregister_window(self, handle: ncclWindow_t) -> None:
+    def deregister_window(self, window: ncclWindow_t) -> None:
         """Undo `register_window`."""
-        self._require_open("deregister_window")
-        self.library.ncclCommWindowDeregister(self.handle, handle)
-        self._settle("ncclCommWindowDeregister")
+        self.handle.deregister_window(window)
 
     # --- life ---------------------------------------------------------------------------------
 
     def split(self, color: int, key: int) -> "NcclCommunicator":
         """Join the ranks that pass the same color, in the order of key, then of rank."""
-        self._require_open("split")
-        if color < 0:
-            raise ValueError(f"color is {color}; it must be 0 or above")
-        control = self.control.split(color, key)
-        if self.library.has("ncclCommSplit"):
-            handle = self._split(control, color, key)
-        else:
-            handle = connect(control, self.library, self.gpu, self._options)
-        child = NcclCommunicator(
-            control, self.library, self.gpu, handle, options=self._options, stream=self.stream
-        )
-        self._children.append(child)
-        return child
-
-    def _split(self, control: Communicator, color: int, key: int) -> ncclComm_t:
-        """Let NCCL split, on all ranks of the parent or on none."""
-        part = ncclComm_t()
-        problem: Exception | None = None
-        what = "ncclCommSplit"
-        try:
-            config = config_of(self.library, self._options)
-            part = self.library.ncclCommSplit(self.handle, color, key, config)
-            self._settle(what)  # NCCL fills `part` before this ends: NCCL issue #1472
-            settle(self.library, part, what, self.rank, self._options.timeout_s, self._seq)
-            found = (self.library.ncclCommUserRank(part), self.library.ncclCommCount(part))
-            if found != (control.rank, control.size):
-                raise NcclError(
-                    f"rank {self.rank}: {what} made rank {found[0]} of {found[1]}, and the "
-                    f"control communicator {control.rank} of {control.size}"
-                )
-        except Exception as error:  # whatever it is, the other ranks have to learn of it
-            problem = error
-        try:
-            agree(self.control, problem, what, self._options.timeout_s + AGREE_EXTRA_S)
-        except BaseException:
-            abort_comm(self.library, part)
-            control.close()
-            raise
-        return part
+        return NcclCommunicator(self.handle.split(color, key), self.stream)
 
     def on_abort(
         self,
@@ -342,68 +255,27 @@ class NcclCommunicator:
     ) -> None:
         """Say what an abort does first: `stop` raises a kernel's stop flag, `release` opens gates.
 
-        NCCL's own abort waits for the streams, so it would never end before these.
+        Each is given 5 s.
         """
-        self._stops += [stop] if stop else []
-        self._releases += [release] if release else []
+        self.handle.on_abort(stop, release)
 
     def check(self) -> None:
         """Raise NcclError if a call went wrong on the GPU or the network meanwhile."""
-        self._require_open("check")
-        state = self.library.ncclCommGetAsyncError(self.handle)
-        if state not in (SUCCESS, IN_PROGRESS):
-            text = self.library.describe(state, "asynchronous work", self.handle)
-            raise NcclError(f"rank {self.rank}: {text}; abort() this communicator")
-
-    def end(self, reason: str) -> list[str]:
-        """Abort NCCL on this rank: stop flags, then gates, then NCCL; return what went wrong.
-
-        Any thread may call it. The control communicator stays.
-        """
-        if self._ended:
-            return []
-        self._ended = reason
-        members = [*self._children, self]
-        actions = [
-            *((f"stop flag {n}", f) for m in members for n, f in enumerate(m._stops)),
-            *((f"release of gate {n}", f) for m in members for n, f in enumerate(m._releases)),
-        ]
-        problems = [run_bounded(name, function, ABORT_S) for name, function in actions]
-        problems += [problem for child in self._children for problem in child.end(reason)]
-        problems.append(abort_comm(self.library, self.handle))
-        problems = [problem for problem in problems if problem]
-        for problem in problems:
-            logger.error("rank %d: while aborting (%s): %s", self.rank, reason, problem)
-        return problems
+        self.handle.check()
 
     def abort(self, code: int, reason: str) -> NoReturn:
-        """Abort NCCL on this rank, then the work of all ranks."""
-        self.end(reason)
-        self.control.abort(code, reason)
+        """Stop kernels, release gates, abort NCCL on this rank, then end the work of all ranks."""
+        self.handle.end(reason)
+        self.handle.control.abort(code, reason)
 
     def close(self) -> None:
         """Finish what is under way and free the communicator: collective; twice is once.
 
         Raises:
+            NcclError: it failed; NCCL was aborted then.
             CommTimeout: other ranks did not come; NCCL was aborted then.
         """
-        if self._ended:
-            return
-        for child in self._children:
-            child.close()
-        try:
-            self.library.ncclCommFinalize(self.handle)
-            self._settle("ncclCommFinalize")
-        except BaseException as error:
-            self.end(f"closing failed: {error}")
-            raise
-        self._ended = "closed"
-        handle = self.handle
-        problem = run_bounded(
-            "ncclCommDestroy", lambda: self.library.ncclCommDestroy(handle), ABORT_S
-        )
-        if problem:
-            raise NcclError(f"rank {self.rank}: {problem}")
+        self.handle.close()
 
     # --- inside -------------------------------------------------------------------------------
 
@@ -415,48 +287,26 @@ class NcclCommunicator:
         return a, b, ncclDataTypeEnum.from_name(a.dtype), ncclRedOpTypeEnum.from_name(op)
 
     def _run(self, what: str, call: Call, stream: int | None) -> None:
-        """Enqueue a call, and let NCCL finish what it starts on the host for it."""
-        self._require_open(what)
+        """Enqueue a call on a stream."""
         on = self.stream if stream is None else stream
         if on is None:
             raise ValueError(f"{what} has no stream; pass stream=, or set it on the communicator")
         if on == PER_THREAD_STREAM:
             raise ValueError(f"{what}: NCCL can't work on cudaStreamPerThread; make a stream")
-        self._seq += 1
-        call(self.handle, on)
-        if self._depth == 0:
-            self._settle(what)
-
-    def _settle(self, what: str) -> None:
-        settle(self.library, self.handle, what, self.rank, self._options.timeout_s, self._seq)
+        self.handle.run(what, lambda comm: call(comm, on))
 
     def _agree(self, problem: Exception | None, what: str, pointer: int) -> None:
         """Raise on all ranks if there is a problem on one, and free the memory then."""
         try:
-            agree(self.control, problem, what, self._options.timeout_s + AGREE_EXTRA_S)
+            self.handle.agree(problem, what)
         except BaseException:
             if pointer:
-                self.library.ncclMemFree(pointer)
+                self._library.ncclMemFree(pointer)
             raise
 
     def _check_rank(self, what: str, name: str, rank: int) -> None:
         if not 0 <= rank < self.size:
             raise ValueError(f"{what}: {name} is {rank}; the ranks are 0 to {self.size - 1}")
-
-    def _require_open(self, what: str) -> None:
-        if self._ended == "closed":
-            raise LifecycleError(f"{what}: rank {self.rank} closed this communicator; make another")
-        if self._ended:
-            raise CommAborted(f"{what}: rank {self.rank} aborted NCCL: {self._ended}")
-
-
-def run_bounded_group_end(library: NCCLLibrary) -> str:
-    """End a group in this thread, whose group it is; return what went wrong, or ""."""
-    try:
-        library.ncclGroupEnd()
-    except NcclError as error:
-        return str(error)
-    return ""
 
 
 def nccl_communicator(
@@ -484,5 +334,5 @@ def nccl_communicator(
             "pass the handle of a non-blocking stream"
         )
     library, gpu = open_rank(control, options)
-    handle = connect(control, library, gpu, options)
-    return NcclCommunicator(control, library, gpu, handle, options=options, stream=stream)
+    comm = connect(control, library, gpu, options)
+    return NcclCommunicator(NcclHandle(control, library, gpu, comm, options), stream)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from ark_dist.comm.communicator import DEFAULT_TIMEOUT_S, Communicator
 from ark_dist.comm.nccl_gpu import Gpu, cuda_gpu, local_rank
@@ -192,7 +193,8 @@ def connect(
         gpu.activate()
         config = config_of(library, options)
         library.ncclCommInitRankConfig(control.size, unique_id, control.rank, config, comm)
-        settle(library, comm, what, control.rank, options.timeout_s)
+        poll = partial(library.ncclCommGetAsyncError, comm)
+        settle(library, poll, what, control.rank, options.timeout_s, seq=0)
     except Exception as error:  # whatever it is, the other ranks have to learn of it
         problem = error
     try:
@@ -204,7 +206,12 @@ def connect(
 
 
 def settle(
-    library: NCCLLibrary, comm: ncclComm_t, call: str, rank: int, timeout_s: float, seq: int = -1
+    library: NCCLLibrary,
+    poll: Callable[[], int],
+    call: str,
+    rank: int,
+    timeout_s: float,
+    seq: int,
 ) -> None:
     """Wait until a communicator is no longer in progress.
 
@@ -213,7 +220,7 @@ def settle(
         CommTimeout: it was still in progress after the limit.
     """
     start_s = time.monotonic()
-    while (state := library.ncclCommGetAsyncError(comm)) == IN_PROGRESS:
+    while (state := poll()) == IN_PROGRESS:
         waited_s = time.monotonic() - start_s
         if waited_s >= timeout_s:
             raise CommTimeout(
@@ -226,7 +233,7 @@ def settle(
             )
         time.sleep(POLL_S)
     if state != SUCCESS:
-        raise NcclError(f"rank {rank}: {library.describe(state, call, comm)}")
+        raise NcclError(f"rank {rank}: {library.describe(state, call)}")
 
 
 def agree(control: Communicator, problem: Exception | None, what: str, timeout_s: float) -> None:

@@ -139,22 +139,22 @@ class NCCLLibrary:
         """Tell whether this version has a function."""
         return hasattr(self.library, name)
 
-    def NCCL_CHECK(self, code: int, call: str, comm: ncclComm_t | None = None) -> None:
+    def NCCL_CHECK(self, code: int, call: str) -> None:
         """Raise NcclError naming the call, the code and NCCL's last words, if a call failed."""
         if code not in (SUCCESS, IN_PROGRESS):
-            raise NcclError(self.describe(code, call, comm))
+            raise NcclError(self.describe(code, call))
 
-    def describe(self, code: int, call: str, comm: ncclComm_t | None = None) -> str:
+    def describe(self, code: int, call: str) -> str:
         """Say which call failed, how, and what can be done."""
         name = RESULT_NAMES[code] if 0 <= code < len(RESULT_NAMES) else "unknown code"
-        last = self.ncclGetLastError(comm)
+        last = self.ncclGetLastError()
         return (
             f"{call} of NCCL {version_text(self.version) if hasattr(self, 'version') else '?'} "
             f"failed with code {code}, {name} ({self.ncclGetErrorString(code)})"
             f"{f'; last error: {last}' if last else ''}; {HINT}"
         )
 
-    def _call(self, call: str, *arguments: object, comm: ncclComm_t | None = None) -> int:
+    def _call(self, call: str, *arguments: object) -> int:
         """Make a call; return SUCCESS or IN_PROGRESS."""
         if not self.has(call):
             since, _ = OPTIONAL_FUNCTIONS[call]
@@ -163,7 +163,7 @@ class NCCLLibrary:
                 f"{version_text(self.version)}; install a newer NCCL"
             )
         code = int(getattr(self.library, call)(*arguments))
-        self.NCCL_CHECK(code, call, comm)
+        self.NCCL_CHECK(code, call)
         return code
 
     def ncclGetErrorString(self, result: int) -> str:
@@ -232,7 +232,7 @@ class NCCLLibrary:
 
     def ncclCommFinalize(self, comm: ncclComm_t) -> None:
         """Flush what is under way; the communicator is in progress until that is done."""
-        self._call("ncclCommFinalize", comm, comm=comm)
+        self._call("ncclCommFinalize", comm)
 
     def ncclCommDestroy(self, comm: ncclComm_t) -> None:
         """Free a communicator."""
@@ -245,7 +245,7 @@ class NCCLLibrary:
     def ncclCommGetAsyncError(self, comm: ncclComm_t) -> int:
         """Return a communicator's state: SUCCESS, IN_PROGRESS, or the code of its error."""
         state = _int()
-        self._call("ncclCommGetAsyncError", comm, ctypes.byref(state), comm=comm)
+        self._call("ncclCommGetAsyncError", comm, ctypes.byref(state))
         return state.value
 
     def ncclCommSplit(
@@ -254,12 +254,12 @@ class NCCLLibrary:
         """Split a communicator; the handle is filled once `comm` is no longer in progress."""
         part = ncclComm_t()
         given = None if config is None else ctypes.byref(config)
-        self._call("ncclCommSplit", comm, color, key, ctypes.byref(part), given, comm=comm)
+        self._call("ncclCommSplit", comm, color, key, ctypes.byref(part), given)
         return part
 
     def _number(self, call: str, comm: ncclComm_t) -> int:
         number = _int()
-        self._call(call, comm, ctypes.byref(number), comm=comm)
+        self._call(call, comm, ctypes.byref(number))
         return number.value
 
     def ncclCommCount(self, comm: ncclComm_t) -> int:
@@ -275,7 +275,7 @@ class NCCLLibrary:
         return self._number("ncclCommCuDevice", comm)
 
     def _move(self, call: str, comm: ncclComm_t, stream: int, *arguments: int) -> None:
-        self._call(call, *arguments, comm, stream, comm=comm)
+        self._call(call, *arguments, comm, stream)
 
     def ncclAllReduce(
         self,
@@ -375,12 +375,12 @@ class NCCLLibrary:
     def ncclCommRegister(self, comm: ncclComm_t, buff: int, size: int) -> int:
         """Register memory of this rank for copies without staging; return its handle."""
         handle = buffer_type()
-        self._call("ncclCommRegister", comm, buff, size, ctypes.byref(handle), comm=comm)
+        self._call("ncclCommRegister", comm, buff, size, ctypes.byref(handle))
         return handle.value or 0
 
     def ncclCommDeregister(self, comm: ncclComm_t, handle: int) -> None:
         """Undo `ncclCommRegister`."""
-        self._call("ncclCommDeregister", comm, handle, comm=comm)
+        self._call("ncclCommDeregister", comm, handle)
 
     def ncclCommWindowRegister(
         self, comm: ncclComm_t, buff: int, size: int, win_flags: int = WINDOW_SYMMETRIC
@@ -391,9 +391,9 @@ class NCCLLibrary:
         """
         window = ncclWindow_t()
         arguments = (buff, size, ctypes.byref(window), win_flags)
-        self._call("ncclCommWindowRegister", comm, *arguments, comm=comm)
+        self._call("ncclCommWindowRegister", comm, *arguments)
         return window
 
     def ncclCommWindowDeregister(self, comm: ncclComm_t, window: ncclWindow_t | int) -> None:
         """Undo `ncclCommWindowRegister`."""
-        self._call("ncclCommWindowDeregister", comm, window, comm=comm)
+        self._call("ncclCommWindowDeregister", comm, window)

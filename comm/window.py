@@ -20,7 +20,8 @@ SHARED_FOLDER = Path("/dev/shm")
 _NAME = re.compile(r"ark-dist-(\d+)-(\d+)-(\d+)-(\d+)")  # namespace, pid, start time, number
 _NUMBERS = count()
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
-_OK = b"\0"
+# First byte of what a rank tells the others: its part is there, or which error it met.
+_OK, _FULL_ERROR, _OTHER_ERROR = b"\0", b"\1", b"\2"
 
 
 def share_window(
@@ -46,18 +47,18 @@ def share_window(
     path: Path | None = None
     parts: dict[int, Bytes] = {}
     try:
-        error: OSError | MemoryLimitError | None = None
         try:
             sweep(folder)
             path, parts[talk.rank] = _create(folder, size_bytes)
-        except (OSError, MemoryLimitError) as caught:
-            error = caught
-        mine = _OK + os.fsencode(path) if path else str(error).encode()
-        names = talk.all_gather_bytes(mine, timeout_s=timeout_s)
-        _raise_first(talk.rank, names, error)
-        paths = {rank: Path(os.fsdecode(names[rank][1:])) for rank in node_ranks}
-        text = _map_peers(talk.rank, paths, parts)
-        _raise_first(talk.rank, talk.all_gather_bytes(text, timeout_s=timeout_s), None)
+            mine = _OK + f"{size_bytes} {path}".encode()
+        except MemoryLimitError as error:
+            mine = _FULL_ERROR + str(error).encode()
+        except OSError as error:
+            mine = _OTHER_ERROR + str(error).encode()
+        answers = talk.all_gather_bytes(mine, timeout_s=timeout_s)
+        _raise_first(talk.rank, answers)
+        mine = _map_peers({r: answers[r] for r in node_ranks if r != talk.rank}, parts)
+        _raise_first(talk.rank, talk.all_gather_bytes(mine, timeout_s=timeout_s))
     finally:
         # From here on the memory lives as long as its mappings: nothing is left by a crash.
         if path is not None:
@@ -100,19 +101,18 @@ def _create(folder: Path, size_bytes: int) -> tuple[Path, Bytes]:
         os.close(handle)
 
 
-def _map_peers(rank: int, paths: Mapping[int, Path], parts: dict[int, Bytes]) -> bytes:
-    """Map the files of the node's other ranks; return the first error as text, or _OK."""
-    for peer, path in paths.items():
-        if peer == rank:
-            continue
+def _map_peers(answers: Mapping[int, bytes], parts: dict[int, Bytes]) -> bytes:
+    """Map the files that other ranks named; return _OK, or the first error."""
+    for peer, answer in answers.items():
+        size_text, _, path = answer[1:].decode().partition(" ")
         try:
             handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                parts[peer] = _map(handle, os.fstat(handle).st_size)
+                parts[peer] = _map(handle, int(size_text))
             finally:
                 os.close(handle)
-        except OSError as error:
-            return f"can't map the memory of rank {peer}: {error}".encode()
+        except (OSError, ValueError) as error:
+            return _OTHER_ERROR + f"can't map the memory of rank {peer}: {error}".encode()
     return _OK
 
 
@@ -121,13 +121,13 @@ def _map(handle: int, size_bytes: int) -> Bytes:
     return np.frombuffer(memory, np.uint8)[:size_bytes]
 
 
-def _raise_first(rank: int, answers: list[bytes], own: Exception | None) -> None:
-    """Raise the first rank's error at every rank; this rank's own goes first."""
+def _raise_first(rank: int, answers: list[bytes]) -> None:
+    """Raise the error of the first rank that has one, the same at every rank."""
     for peer, answer in enumerate(answers):
         if answer[:1] != _OK:
-            text = f"rank {rank}: shared memory: rank {peer}: {answer.decode(errors='replace')}"
-            kind = CommError if isinstance(own, OSError) else MemoryLimitError
-            raise kind(text) from own
+            kind = MemoryLimitError if answer[:1] == _FULL_ERROR else CommError
+            text = answer[1:].decode(errors="replace")
+            raise kind(f"rank {rank}: shared memory: rank {peer}: {text}")
 
 
 def _check_room(folder: Path, size_bytes: int) -> None:

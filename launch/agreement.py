@@ -1,10 +1,13 @@
 """Let ranks compare what they are about to run, before anything of it runs."""
 
+import hashlib
+
 import msgpack
 
 from ark_dist.comm.communicator import Communicator
 from ark_dist.core.errors import PlanMismatchError
 from ark_dist.core.graph import Graph
+from ark_dist.core.layout import MeshShape
 from ark_dist.core.message import Call, calls, disagreement
 from ark_dist.core.target import Topology, topology_of
 from ark_dist.core.version import VERSION
@@ -14,6 +17,29 @@ def node_topology(communicator: Communicator) -> Topology:
     """Which ranks share memory with which: each node is named by its lowest rank."""
     mine = str(min(communicator.node_ranks)).encode()
     return topology_of(tuple(int(name) for name in communicator.all_gather_bytes(mine)))
+
+
+def check_same_graph(graph: Graph, mesh: MeshShape, communicator: Communicator) -> None:
+    """Raise PlanMismatchError on every rank unless all have one graph and one mesh."""
+    lines = [str(mesh), *str(graph).splitlines(), *(repr(b.shard) for b in graph.buffers)]
+    initial = hashlib.sha256(repr([b.initial for b in graph.buffers]).encode()).hexdigest()
+    digests = [hashlib.sha256(line.encode()).digest()[:8] for line in [VERSION, *lines, initial]]
+    for rank, other in enumerate(communicator.all_gather_bytes(b"".join(digests))):
+        mine = b"".join(digests)
+        if other == mine:
+            continue
+        place = next((i for i, d in enumerate(digests) if other[8 * i : 8 * i + 8] != d), None)
+        theirs = communicator.rank
+        where = "" if place is None else f"; the first difference is at: {_line(place, lines)}"
+        raise PlanMismatchError(
+            f"rank {theirs} and rank {rank} have different graphs of {len(digests)} and "
+            f"{len(other) // 8} lines{where}; with a mesh all ranks must build the same graph"
+        )
+
+
+def _line(place: int, lines: list[str]) -> str:
+    known = [f"ark_dist {VERSION}", *lines, "initial values"]
+    return known[place].strip()
 
 
 def check_agreement(graph: Graph, communicator: Communicator) -> None:

@@ -20,14 +20,12 @@ from ark_dist.launch.error_file import (
 )
 from ark_dist.launch.exit_codes import USER_ERROR, exit_code
 from ark_dist.launch.parent import die_with_parent
-from ark_dist.launch.ranks import Ranks
+from ark_dist.launch.ranks import LASTING_PARENTS, Ranks
 from ark_dist.launch.signals import SignalWatch
 
 STDERR = 2
 # An abort that itself hangs is cut off after this, without Python's help.
 ABORT_LIMIT_S = 10.0
-# Launchers whose process that starts ranks stays alive as long as they do, in one thread.
-LASTING_PARENTS = ("mpich", "pmix", "openmpi", "ark-dist")
 
 
 class Backstop:

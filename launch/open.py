@@ -2,14 +2,17 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ark_dist.comm.communicator import Communicator
 from ark_dist.core.abi import MAX_WORKERS
+from ark_dist.core.errors import ArkError
 from ark_dist.core.graph import Graph
+from ark_dist.core.layout import MeshShape, Share
 from ark_dist.core.plan import Plan
 from ark_dist.core.settings import Settings
-from ark_dist.core.target import Target, cpu_target, wide_target
-from ark_dist.launch.agreement import check_agreement, node_topology
+from ark_dist.core.target import Target, cpu_target, topology_of, wide_target
+from ark_dist.launch.agreement import check_agreement, check_same_graph, node_topology
 from ark_dist.launch.cpuinfo import best_isa
 from ark_dist.launch.devices.base import Device
 from ark_dist.launch.devices.cpu import CpuDevice
@@ -19,6 +22,8 @@ from ark_dist.launch.devices.emulated import EmulatedDevice
 from ark_dist.launch.devices.null import NullDevice
 from ark_dist.launch.devices.numpy import NumpyDevice
 from ark_dist.launch.session import Session, SessionOptions
+from ark_dist.launch.shares import Shares
+from ark_dist.scheduler.partition import partition
 from ark_dist.scheduler.plan import PlanOptions, make_plan
 
 # Plan, settings, which GPU of this machine, and the other ranks.
@@ -33,6 +38,8 @@ DEVICES: dict[str, DeviceFactory] = {
     "cuda": lambda plan, settings, gpu_id, ranks: CudaDevice(plan, settings, gpu_id),
     "emulated": lambda plan, settings, gpu_id, ranks: EmulatedDevice(plan, settings),
 }
+# Devices that can run one of several ranks.
+RANKED_DEVICES = ("cpu", "numpy")
 # CTAs of an emulated GPU, unless somebody asks for another number.
 EMULATED_WORKERS = 4
 
@@ -62,9 +69,13 @@ def find_device(name: str, settings: Settings) -> str:
 
 
 def target_for(
-    device: str, settings: Settings, worker_count: int | None, gpu_id: int = 0
+    device: str,
+    settings: Settings,
+    worker_count: int | None,
+    gpu_id: int = 0,
+    ranks_here: int = 1,
 ) -> Target:
-    """The target a plan is made for on this machine."""
+    """The target a plan is made for on this machine, which `ranks_here` ranks share."""
     asked = worker_count or settings.worker_count
     if device == "cuda":
         gpu = gpu_properties(gpu_id)
@@ -74,8 +85,18 @@ def target_for(
     if device == "null":
         return wide_target(asked or available_cores())
     if device == "cpu":
-        return cpu_target(asked or available_cores(), settings.isa or best_isa())
+        return cpu_target(
+            asked or max(available_cores() // ranks_here, 1), settings.isa or best_isa()
+        )
     return cpu_target(worker_count or 1, kind=device)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session, and what its rank has of the global graph: None for a graph of its own."""
+
+    session: Session
+    shares: Shares | None
 
 
 def open_session(
@@ -87,20 +108,45 @@ def open_session(
     options: PlanOptions | None = None,
     gpu_id: int = 0,
     communicator: Communicator | None = None,
-) -> Session:
+    mesh: MeshShape | None = None,
+) -> Opened:
     """Plan the graph for a device and return the session that will run it.
 
-    `communicator` has the other ranks, whose graphs are planned at the same time.
+    `communicator` has the other ranks, which open theirs at the same time. With a mesh the graph
+    is all ranks' together, and this one's part is cut out of it.
     """
     device = find_device(device, settings)
     if worker_count is not None and not 1 <= worker_count <= MAX_WORKERS:
         raise ValueError(f"workers is {worker_count}; it must be 1 to {MAX_WORKERS}")
-    target = target_for(device, settings, worker_count, gpu_id)
-    if communicator is None or communicator.size == 1:
-        plan = make_plan(graph, target, options)
-    else:
-        check_agreement(graph, communicator)
+    if communicator is not None and communicator.size == 1:
+        communicator = None
+    target = target_for(device, settings, worker_count, gpu_id, _ranks_here(communicator))
+    own, rank, topology = graph, 0, topology_of((0,))
+    shares: dict[int, Share] = {}
+    if communicator is not None:
+        check_device(device, communicator)
         rank, topology = communicator.rank, node_topology(communicator)
-        plan = make_plan(graph, target, options, rank=rank, topology=topology)
+        if mesh is not None:
+            check_same_graph(graph, mesh, communicator)
+            cut = partition(graph, mesh, rank, topology)
+            own, shares = cut.graph, dict(cut.shares)
+        check_agreement(own, communicator)
+    plan = make_plan(own, target, options, rank=rank, topology=topology)
     runner = DEVICES[device](plan, settings, gpu_id, communicator)
-    return Session(plan, runner, SessionOptions(timeout_s=settings.timeout_s))
+    session = Session(plan, runner, SessionOptions(timeout_s=settings.timeout_s))
+    if communicator is None or mesh is None:
+        return Opened(session, None)
+    return Opened(session, Shares(session, graph.buffers, shares, communicator))
+
+
+def _ranks_here(communicator: Communicator | None) -> int:
+    return 1 if communicator is None else len(communicator.node_ranks)
+
+
+def check_device(device: str, communicator: Communicator) -> None:
+    """Raise ArkError for a device that can't run together with other ranks yet."""
+    if device not in RANKED_DEVICES:
+        raise ArkError(
+            f"device {device!r} runs one rank, and there are {communicator.size}; "
+            f"use {' or '.join(RANKED_DEVICES)}"
+        )

@@ -80,6 +80,7 @@ class RankMemory:
         self._window: Window = communicator.allocate_window(self._map.size)
         self._tables = self._exchange(flags)
         self._check_imports()
+        self._compared = dict.fromkeys(self._neighbours(), 0)
         self.board["pid"] = os.getpid()
 
     def _exchange(
@@ -182,6 +183,7 @@ class RankMemory:
         self.counters["value"] = 0
         self.control[...] = np.zeros((), abi.CONTROL.dtype)
         self.board["posted"] = 0
+        self._compared = dict.fromkeys(self._neighbours(), 0)
         self.board["commands"] = b""
         self.board["state"] = READY
         self._communicator.barrier()
@@ -209,38 +211,44 @@ class RankMemory:
     def check(self) -> None:
         """Raise if a neighbour that this rank waits for will not come.
 
-        PeerLost for one that ended, CommAborted for one that failed, CommMismatch for one that
-        was given another command.
+        CommMismatch for one that was given another command, PeerLost for one that ended,
+        CommAborted for one that failed.
         """
-        mine, sequence = self._plan.rank, int(self.board["posted"])
         for rank in self._neighbours():
+            self.compare(rank)
             board = self._board(rank)
             state = int(board["state"])
             if state == FAILED:
-                raise CommAborted(f"rank {mine}: rank {rank} failed: {_text(board['error'])}")
-            posted = int(board["posted"])
-            if 0 <= posted - sequence < abi.COMMAND_RING:
-                here, there = (
-                    _text(b["commands"][sequence % abi.COMMAND_RING]) for b in (self.board, board)
-                )
-                if here != there:
-                    raise CommMismatch(
-                        f"rank {mine} called {here}, rank {rank} called {there} as command "
-                        f"{sequence}; all ranks must run the same"
-                    )
-            if state == LEFT and posted < sequence:
-                raise PeerLost(
-                    f"rank {mine}: rank {rank} finished after {posted} runs, this rank has posted "
-                    f"{sequence}; all ranks must run the same",
-                    rank=mine,
-                    lost=(rank,),
-                )
+                text = _text(board["error"])
+                raise CommAborted(f"rank {self._plan.rank}: rank {rank} failed: {text}")
+            posted, mine = int(board["posted"]), int(self.board["posted"])
+            if state == LEFT and posted < mine:
+                raise self._lost(rank, f"finished after {posted} runs, this rank has posted {mine}")
             if state != NEW and not _is_alive(int(board["pid"])):
-                raise PeerLost(
-                    f"rank {mine}: rank {rank} (pid {int(board['pid'])}) ended without a word",
-                    rank=mine,
-                    lost=(rank,),
+                raise self._lost(rank, f"(pid {int(board['pid'])}) ended without a word")
+
+    def compare_all(self) -> None:
+        """Raise CommMismatch if a neighbour was given other commands than this rank."""
+        for rank in self._neighbours():
+            self.compare(rank)
+
+    def compare(self, rank: int) -> None:
+        """Compare the commands that this rank and a neighbour were given since the last time."""
+        board, own = self._board(rank), self.board
+        last = min(int(board["posted"]), int(own["posted"]))
+        for sequence in range(max(self._compared[rank], last - abi.COMMAND_RING) + 1, last + 1):
+            slot = sequence % abi.COMMAND_RING
+            here, there = own["commands"][slot], board["commands"][slot]
+            if here != there:
+                raise CommMismatch(
+                    f"rank {self._plan.rank} called {_text(here)}, rank {rank} called "
+                    f"{_text(there)} as command {sequence}; all ranks must run the same"
                 )
+            self._compared[rank] = sequence
+
+    def _lost(self, rank: int, what: str) -> PeerLost:
+        text = f"rank {self._plan.rank}: rank {rank} {what}; all ranks must run the same"
+        return PeerLost(text, rank=self._plan.rank, lost=(rank,))
 
     def _neighbours(self) -> list[int]:
         return [r for r in self._window.peers if r != self._plan.rank]

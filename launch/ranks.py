@@ -8,6 +8,8 @@ from ark_dist.core.errors import ConfigError
 from ark_dist.core.settings import LaunchVariables, read_launch_variables
 
 LOGGER = logging.getLogger("ark_dist")
+# Launchers whose process that starts ranks stays alive as long as they do, in one thread.
+LASTING_PARENTS = ("mpich", "pmix", "openmpi", "ark-dist")
 WAY_OUT = "start ranks with mpirun, srun or `ark-dist run`"
 
 

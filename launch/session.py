@@ -168,6 +168,11 @@ class Session:
             self._state = state
             return (time.monotonic() - self._launched_at) * 1e3
 
+    def leave(self) -> None:
+        """Tell other ranks that this one computes no more, whatever they still wait for."""
+        if os.getpid() == self._pid:
+            self._device.leave()
+
     def close(self) -> None:
         """End the kernel at once, with the runs under way; safe to call twice."""
         if os.getpid() != self._pid:

@@ -435,7 +435,12 @@ class _Lowering:
     def send(self, node: Node, message: Message) -> None:
         """Say that the data is there; the receiver fetches it."""
         (peer,) = self._others(message)
-        source = self._shared_source(node.inputs[0], f"{message.key}.{self._rank}")
+        given, name = node.inputs[0], f"{message.key}.{self._rank}"
+        if self._buffers[given.buffer].kind != "activation":
+            # What may be written again this turn must not wait for the receiver.
+            given = self._new(f"{name}.copy", given.shape, given.dtype.name)
+            self._copy(node.inputs[0], given)
+        source = self._shared_source(given, name)
         ready = [Raise(peer, f"{message.key}.ready.{self._rank}")]
         self._handshake(message.key, raises=ready, after=(source,), output=node.output)
         waits = (f"{message.key}.taken.{peer}",)

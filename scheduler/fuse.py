@@ -153,11 +153,12 @@ def _add_prologues(
     users: dict[int, list[int]],
 ) -> dict[int, _Draft]:
     result = dict(drafts)
+    draft_of = {n: last for last, draft in drafts.items() for n in draft.nodes}
     for last, draft in drafts.items():
         norm = nodes[last]
         if len(draft.nodes) != 1 or not _is_prologue(norm, nodes, buffers, users):
             continue
-        hosts = [h for h, d in result.items() if set(d.nodes) & set(users[norm.output.buffer])]
+        hosts = sorted({draft_of[user] for user in users[norm.output.buffer]})
         if any(_is_disturbed(draft, nodes[h], nodes) for h in hosts):
             continue
         if any(_aliases_output({norm.id}, nodes[h], nodes) for h in hosts):
@@ -176,14 +177,13 @@ def _is_prologue(
 ) -> bool:
     """Whether all that use a norm are matmuls that can normalize its rows as they read them."""
     consumers = users.get(norm.output.buffer, [])
-    writers = [n for n in nodes if n.output.buffer == norm.output.buffer]
     kernel = OPS[norm.op].kernel
     return (
         kernel is not None
         and kernel.has_prologue
         and norm.attributes["axis"] in (-1, len(norm.output.shape) - 1)
         and buffers[norm.output.buffer].kind == "activation"
-        and len(writers) == 1
+        and sum(n.output.buffer == norm.output.buffer for n in nodes) == 1
         and 0 < len(consumers) <= MAX_PROLOGUE_USERS
         and all(_reads_rows(nodes[c], norm) for c in consumers)
     )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from math import prod
 
 from ark_dist.core.shape import Box, Shape, box_shape
@@ -58,7 +59,7 @@ def even(units: int, count: int) -> tuple[Interval, ...]:
     """Cut `units` positions as evenly as can be; the first parts have one more."""
     size, more = divmod(units, count)
     starts = [size * i + min(i, more) for i in range(count + 1)]
-    return tuple(zip(starts[:-1], starts[1:], strict=True))
+    return tuple(pairwise(starts))
 
 
 def disjoint(bounds: tuple[Interval, ...], size: int) -> tuple[int, ...]:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ark_dist.core.graph import Buffer
 from ark_dist.core.plan import ALIGNMENT_BYTES, ARENAS, Place, arena_of
 from ark_dist.core.task import Task
@@ -16,10 +18,6 @@ class Lifetime:
     size_bytes: int
     first: int
     last: int
-
-    def meets(self, other: "Lifetime") -> bool:
-        """Whether there is a moment when both hold data."""
-        return self.first <= other.last and other.first <= self.last
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +90,18 @@ def peak_bytes(lives: Sequence[Lifetime]) -> int:
 
 
 def _place_in_order(lives: Sequence[Lifetime], is_best_fit: bool) -> Placement:
-    placed: list[tuple[int, Lifetime]] = []
-    offsets: dict[int, int] = {}
-    size = 0
-    for life in lives:
-        busy = sorted(
-            (start, start + other.size_bytes) for start, other in placed if other.meets(life)
-        )
-        offset = _fit(busy, life.size_bytes, is_best_fit)
-        placed.append((offset, life))
-        offsets[life.buffer] = offset
-        size = max(size, offset + life.size_bytes)
-    return Placement(offsets, size)
+    first, last, sizes = (
+        np.array([getattr(life, name) for life in lives], np.int64)
+        for name in ("first", "last", "size_bytes")
+    )
+    starts = np.zeros(len(lives), np.int64)
+    for i, life in enumerate(lives):
+        meets = np.flatnonzero((first[:i] <= life.last) & (last[:i] >= life.first))
+        stops = starts[meets] + sizes[meets]
+        busy = sorted(zip(starts[meets].tolist(), stops.tolist(), strict=True))
+        starts[i] = _fit(busy, life.size_bytes, is_best_fit)
+    offsets = {life.buffer: start for life, start in zip(lives, starts.tolist(), strict=True)}
+    return Placement(offsets, int((starts + sizes).max(initial=0)))
 
 
 def _fit(busy: Sequence[tuple[int, int]], size: int, is_best_fit: bool) -> int:

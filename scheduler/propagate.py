@@ -153,7 +153,9 @@ def propagate(graph: Graph, mesh: Mapping[str, int], kept: frozenset[int]) -> Pr
         for b in graph.buffers
     )
     fixed = frozenset(b.id for b in graph.buffers if _is_fixed(b, writers[b.id]))
-    readers = Counter(v for m in graph.methods for n in m.nodes for v in {v.buffer for v in n.inputs})
+    readers = Counter(
+        v for m in graph.methods for n in m.nodes for v in {v.buffer for v in n.inputs}
+    )
     return Propagated(classes, rules, layouts, fixed, readers)
 
 
@@ -203,7 +205,7 @@ def _assign(graph: Graph, classes: Classes) -> None:
     votes: dict[Key, Counter[str]] = defaultdict(Counter)
     for buffer in graph.buffers:
         for d, axis in enumerate(buffer.shard or ()):
-            if axis in classes.mesh:
+            if axis is not None and axis in classes.mesh:
                 votes[classes.root(dimension(buffer.id, d))][axis] += max(buffer.size_bytes, 1)
     order = {axis: -place for place, axis in enumerate(classes.mesh)}
     for root, found in votes.items():

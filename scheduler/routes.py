@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 
 from ark_dist.core.layout import MeshShape
@@ -55,13 +56,17 @@ def route(source: Layout, target: Cuts, kept: frozenset[str] = frozenset()) -> t
     changed = {
         cut.axis: target_cut(target, cut.axis)
         for d, cut in enumerate(now.cuts)
-        if cut is not None and target[d] != cut
+        if cut is not None and not _has(cut, target[d])
     }
     if any(place is not None for place in changed.values()):
         return (*moves, _redistributed(now, changed))
     for axis in changed:
         moves.append(_gathered(moves[-1].after if moves else source, axis))
     return tuple(moves)
+
+
+def _has(cut: Cut, wanted: Cut | None) -> bool:
+    return wanted is not None and cut.contains(wanted)
 
 
 def target_cut(cuts: Cuts, axis: str) -> tuple[int, Cut] | None:
@@ -120,13 +125,8 @@ class Network:
 
     def _link(self, axes: tuple[str, ...]) -> tuple[float, float]:
         """Rate and latency of the slowest link along these axes."""
-        places = [self.mesh.coordinates(rank) for rank in range(self.mesh.world_size)]
-        nodes: dict[tuple[tuple[str, int], ...], set[int]] = {}
-        for rank, place in enumerate(places):
-            rest = tuple((name, at) for name, at in place.items() if name not in axes)
-            nodes.setdefault(rest, set()).add(self.topology.nodes[rank])
         t = self.topology
-        if any(len(found) > 1 for found in nodes.values()):
+        if _leaves_node(self.mesh, t.nodes, axes):
             return t.remote_bytes_per_s, t.remote_latency_s
         return t.local_bytes_per_s, t.local_latency_s
 
@@ -147,6 +147,17 @@ class Network:
     def read_seconds(self, size_bytes: float) -> float:
         """Time to move bytes at the rate that ranks of a node exchange them."""
         return size_bytes / self.topology.local_bytes_per_s
+
+
+@lru_cache(maxsize=256)
+def _leaves_node(mesh: MeshShape, nodes: tuple[int, ...], axes: tuple[str, ...]) -> bool:
+    """Whether some ranks that communicate along these axes are on several nodes."""
+    found: dict[tuple[tuple[str, int], ...], set[int]] = {}
+    for rank in range(mesh.world_size):
+        place = mesh.coordinates(rank).items()
+        rest = tuple((name, at) for name, at in place if name not in axes)
+        found.setdefault(rest, set()).add(nodes[rank])
+    return any(len(group) > 1 for group in found.values())
 
 
 def received_bytes(tensor: Tensor, move: Move, count: int) -> int:

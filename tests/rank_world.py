@@ -91,9 +91,7 @@ class RankWorld:
 def _exported(plan: Plan, buffer_id: int, own: Sequence[Arenas]) -> Array:
     wanted = plan.buffers[buffer_id]
     arenas = own[wanted.peer]
-    found = next(
-        b for b in arenas.plan.buffers if b.export == wanted.export and b.kind != "peer"
-    )
+    found = next(b for b in arenas.plan.buffers if b.export == wanted.export and b.kind != "peer")
     assert found.size_bytes == wanted.size_bytes, f"{wanted} is {found} on rank {wanted.peer}"
     place = arenas.plan.places[found.id]
     return arenas.memory[place.arena][place.offset : place.offset + found.size_bytes]

@@ -19,9 +19,10 @@ from tests.running import launched
 from tests.test_attention import Case
 from tests.test_cuda_attention import check, fill
 
+Sizes = dict[str, tuple[tuple[int, int, int, int, int, int], int, int]]
 # (B, T, H, S, D, Dv), heads that share a key, those of the first key's that are not here; D and Dv
 # are such that a GPU takes each of its ways.
-SIZES = {
+SIZES: Sizes = {
     "9 and 3 heads, rank 1 of 2": ((1, 2, 4, 40, 16, 32), 3, 2),
     "9 and 3 heads, rank 0 of 2": ((2, 1, 5, 70, 8, 9), 3, 0),
     "inside of one group": ((2, 3, 1, 65, 8, 5), 4, 2),
@@ -29,14 +30,14 @@ SIZES = {
     "many groups": ((1, 40, 9, 40, 16, 16), 4, 3),
     "one key per head": ((1, 2, 3, 17, 8, 8), 1, 0),
 }
-LONG = {
+LONG: Sizes = {
     "long": ((1, 1, 4, 700, 16, 24), 3, 2),
     "long, of two rows": ((2, 2, 3, 520, 8, 9), 4, 3),
 }
 Added = list[tuple[Case, tuple[int, int], list[Value], Value]]
 
 
-def build(sizes: dict[str, tuple[tuple[int, ...], int, int]], dtype: str) -> tuple[Graph, Added]:
+def build(sizes: Sizes, dtype: str) -> tuple[Graph, Added]:
     builder = GraphBuilder("heads")
     added: Added = []
     for number, ((b, t, h, s, d, w), group, first) in enumerate(sizes.values()):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ark_dist.benchmarks import BENCHES, Row
-from ark_dist.cli import BAD_CONFIG, BAD_FILE
 from ark_dist.core.settings import child_environment
+from ark_dist.launch.exit_codes import BAD_CONFIG, BAD_FILE
 
 ROW_KEYS = [field.name for field in fields(Row)]
 SCRIPT = """

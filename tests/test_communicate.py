@@ -35,7 +35,9 @@ def planned(
     return plan, total
 
 
-def totals(build: Build, size: int, workers: int = 2, seed: int = 0, **options: bool) -> list[Array]:
+def totals(
+    build: Build, size: int, workers: int = 2, seed: int = 0, **options: bool
+) -> list[Array]:
     """Run all ranks a few turns in a random order, return everybody's sum of results."""
     made = [planned(build, rank, size, workers, **options) for rank in range(size)]
     world = RankWorld([plan for plan, _ in made], seed)
@@ -58,9 +60,7 @@ def test_all_reduce_gives_everybody_the_sum(
 ) -> None:
     monkeypatch.setattr("ark_dist.scheduler.communicate.ONE_SHOT_BYTES", limit)
     for seed in range(3):
-        found = totals(
-            lambda b, x: b.apply("all_reduce", [x]), size, seed=seed, is_wide=is_wide
-        )
+        found = totals(lambda b, x: b.apply("all_reduce", [x]), size, seed=seed, is_wide=is_wide)
         for value in found:
             np.testing.assert_array_equal(value, sum(values(r) for r in range(size)))
 
@@ -105,9 +105,7 @@ def test_a_ring_of_sends_passes_values_on(size: int) -> None:
     def build(builder: GraphBuilder, x: Value) -> Value:
         rank = builder.rank
         token = builder.apply("send", [x], {"dst": (rank + 1) % size})
-        got = builder.apply(
-            "recv", [], {"src": (rank - 1) % size, "shape": SHAPE, "dtype": "fp32"}
-        )
+        got = builder.apply("recv", [], {"src": (rank - 1) % size, "shape": SHAPE, "dtype": "fp32"})
         done = builder.apply("send_done", [token])
         return builder.apply("copy", [got], deps=[done])
 

@@ -194,7 +194,11 @@ def test_two_executors_work_independently(device: str) -> None:
         ({"workers": 1.5}, TypeError, "workers is 1.5; it must be an integer"),
         ({"rank": 1}, ValueError, "rank is 1 and world_size is 1; rank must be 0 to"),
         ({"world_size": 0}, ValueError, "rank is 0 and world_size is 0"),
-        ({"world_size": 2}, ark.ArkError, "world_size is 2, but this version runs one rank only"),
+        (
+            {"world_size": 2},
+            ark.ArkError,
+            "rank is 0 and world_size is 2, but this process is rank 0 of 1",
+        ),
         ({"model": "m"}, TypeError, "model is a str, wanted an ark.Model"),
         ({"name": ""}, TypeError, "name is ''; it must be a non-empty string"),
         ({"timeout_s": 0}, ValueError, "timeout_s is 0; it must be above 0"),

@@ -99,7 +99,7 @@ def test_a_random_model_is_right_on_cpu_and_numpy(seed: int) -> None:
         sessions = [
             open_session(
                 graph, device="cpu", settings=settings, worker_count=workers, options=options
-            )
+            ).session
             for _ in range(2)
         ]
         first, again = (_check(s, model, seed, f"cpu, {workers} workers") for s in sessions)

@@ -190,7 +190,12 @@ def test_methods_and_scalars_pass_through() -> None:
     ("rank", "world_size", "error", "text"),
     [
         (1, 1, ValueError, "Runtime: rank is 1 and world_size is 1; rank must be 0 to"),
-        (0, 4, ark.ArkError, "Runtime: world_size is 4, but this version runs one rank only"),
+        (
+            0,
+            4,
+            ark.ArkError,
+            "Runtime: rank is 0 and world_size is 4, but this process is rank 0 of 1",
+        ),
     ],
 )
 def test_several_ranks_are_refused(

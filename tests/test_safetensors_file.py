@@ -13,14 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ark_dist.core.errors import CheckpointError
-from ark_dist.safetensors_file import (
-    MAX_NAME_BYTES,
-    MAX_TENSORS,
-    Entry,
-    SafetensorsFile,
-    build_header,
-)
+from ark_dist.checkpoint.reader import open_checkpoint, read_all
+from ark_dist.core.errors import CheckpointError, ShardCorruptError
+from ark_dist.safetensors_file import MAX_NAME_BYTES, MAX_TENSORS, build_header, open_regular
 
 
 def entry(dtype: str, shape: list[object], begin: object, end: object) -> dict[str, object]:
@@ -35,7 +30,7 @@ def write_file(path: Path, header: bytes | dict[str, object], data: bytes = b"")
 
 def refuse(path: Path, match: str) -> None:
     with pytest.raises(CheckpointError, match=match) as caught:
-        SafetensorsFile.open(path)
+        open_checkpoint(path)
     assert str(path) in str(caught.value)
 
 
@@ -45,11 +40,11 @@ FOUR = entry("F32", [1], 0, 4)
 def test_a_file_of_the_safetensors_library_is_read(tmp_path: Path) -> None:
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(True)}
     save_file(arrays, tmp_path / "x", metadata={"format": "pt"})
-    with SafetensorsFile.open(tmp_path / "x") as file:
+    with open_checkpoint(tmp_path / "x") as file:
         assert file.metadata == {"format": "pt"}
         assert file.tensors["a"].shape == (2, 3)
         for name, array in arrays.items():
-            got = file.read(name)
+            got = read_all(file)[name]
             np.testing.assert_array_equal(got, array)
             assert got.dtype == array.dtype
             assert got.flags.writeable
@@ -64,33 +59,24 @@ def test_the_safetensors_library_reads_our_header(tmp_path: Path) -> None:
     arrays = load_file(tmp_path / "x")
     assert arrays["x"].tolist() == [1, 2]
     assert arrays["y"].astype(np.float32).tolist() == [1]
-    with SafetensorsFile.open(tmp_path / "x") as file:
+    with open_checkpoint(tmp_path / "x") as file:
         assert file.tied == {"z": "x"}
-        assert file.read("z").tolist() == [1, 2]
-
-
-def test_rows_of_a_tensor_are_read_without_the_rest(tmp_path: Path) -> None:
-    save_file({"w": np.arange(12, dtype=np.int32).reshape(4, 3)}, tmp_path / "x")
-    with SafetensorsFile.open(tmp_path / "x") as file:
-        info = file.tensors["w"]
-        assert isinstance(info, Entry)
-        row_bytes = 3 * info.dtype.itemsize
-        data = file.read_bytes(info.begin + row_bytes, info.begin + 3 * row_bytes)
-    assert np.frombuffer(data, info.dtype).tolist() == [3, 4, 5, 6, 7, 8]
+        assert read_all(file)["z"].tolist() == [1, 2]
 
 
 def test_an_empty_header_is_an_empty_file(tmp_path: Path) -> None:
-    with SafetensorsFile.open(write_file(tmp_path / "x", b"{}  ")) as file:
+    with open_checkpoint(write_file(tmp_path / "x", b"{}  ")) as file:
         assert file.tensors == {}
 
 
 def test_a_missing_file_is_plainly_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        SafetensorsFile.open(tmp_path / "x")
+        open_checkpoint(tmp_path / "x")
 
 
 def test_a_folder_and_a_fifo_are_refused_without_waiting(tmp_path: Path) -> None:
-    refuse(tmp_path, "wanted a regular file")
+    with pytest.raises(CheckpointError, match="wanted a regular file"):
+        open_regular(str(tmp_path))
     os.mkfifo(tmp_path / "fifo")
     refuse(tmp_path / "fifo", "wanted a regular file")
 
@@ -177,24 +163,28 @@ def test_a_file_cut_short_at_any_byte_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_cut_short_while_open_is_an_error_and_not_a_signal(tmp_path: Path) -> None:
     save_file({"a": np.ones(3000, np.float32)}, tmp_path / "x")
-    with SafetensorsFile.open(tmp_path / "x") as file:
+    with open_checkpoint(tmp_path / "x") as file:
         os.truncate(tmp_path / "x", 500)
-        with pytest.raises(CheckpointError, match=r"ends at byte 500.*fetch it again"):
-            file.read("a")
+        with pytest.raises(ShardCorruptError, match=r"ends at byte 500.*fetch it again"):
+            read_all(file)
 
 
 def test_a_bool_of_two_is_refused(tmp_path: Path) -> None:
     path = write_file(tmp_path / "x", {"a": entry("BOOL", [1], 0, 1)}, b"\x02")
     with (
-        SafetensorsFile.open(path) as file,
-        pytest.raises(CheckpointError, match="'a': found a bool that is neither 0 nor 1"),
+        open_checkpoint(path) as file,
+        pytest.raises(ShardCorruptError, match="'a': found a bool that is neither 0 nor 1"),
     ):
-        file.read("a")
+        read_all(file)
 
 
-def test_a_read_error_of_the_system_is_a_checkpoint_error(tmp_path: Path) -> None:
-    file = SafetensorsFile.open(write_file(tmp_path / "x", {"a": FOUR}, bytes(4)))
-    file.close()
-    file.close()
-    with pytest.raises(CheckpointError, match="reading at byte"):
-        file.read("a")
+def test_a_read_error_of_the_system_is_a_checkpoint_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    with open_checkpoint(write_file(tmp_path / "x", {"a": FOUR}, bytes(4))) as file:
+        monkeypatch.setattr(os, "preadv", fail)
+        with pytest.raises(CheckpointError, match="reading at byte .*Input/output error"):
+            read_all(file)

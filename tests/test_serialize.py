@@ -335,9 +335,26 @@ def test_other_content_is_named(tmp_path: Path, data: bytes, match: str) -> None
         load(tmp_path / "x")
 
 
-def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="wanted a regular file"):
+def test_a_folder_without_weights_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").touch()
+    text = (
+        r"a folder of 'weights\.bin', wanted model\.safetensors\.index\.json or model\.safetensors"
+    )
+    with pytest.raises(CheckpointError, match=text):
         load(tmp_path)
+
+
+def test_a_path_that_ends_with_a_slash_is_a_folder_of_shards(tmp_path: Path) -> None:
+    embed = np.ones((3, 4), np.float16)
+    given = {**LAYOUTS, "embed": embed, "head": embed}
+    for _ in range(2):
+        save(given, f"{tmp_path}/model/")
+    got = load(tmp_path / "model")
+    assert got.keys() == given.keys()
+    assert all(is_same(got[name], array) for name, array in given.items())
+    assert got["embed"] is got["head"]
+    (shard,) = (tmp_path / "model").glob("*.safetensors")
+    assert all(is_same(array, given[name]) for name, array in load_file(shard).items())
 
 
 def test_a_file_cut_short_at_any_byte_is_refused(tmp_path: Path) -> None:

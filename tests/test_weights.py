@@ -200,7 +200,7 @@ def test_tied_names_must_agree_if_several_are_given() -> None:
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ("dir/", "found a str, wanted a dict of name to numpy.ndarray; ark.load(path) reads"),
+        (["dir"], "found a list, wanted a dict of name to numpy.ndarray, or the path of a file"),
         ({1: np.zeros(1)}, "found the name 1, wanted a string"),
         (
             {"w": [1.0]},

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD_LIMIT_S = 300
 SMOKE_LIMIT_S = 300  # a cold compile with ziglang included
 NOT_SOURCE = (".*", "__pycache__", "build", "dist", "*.egg-info")
-DATA = {".py", ".h", ".cuh", ".typed"}
+DATA = {".py", ".h", ".cuh", ".typed", ".sbatch", ".hosts"}
 
 SMOKE = """\
 import sys

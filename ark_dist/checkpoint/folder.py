@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ark_dist.binding import listed
 from ark_dist.bounded_json import shown
 from ark_dist.checkpoint.index import (
     INDEX_NAME,
+    INDEX_SUFFIX,
     MAX_INDEX_BYTES,
     SINGLE_NAME,
     Index,
     parse_index,
 )
 from ark_dist.core.errors import CheckpointError
+from ark_dist.listing import listed
 from ark_dist.safetensors_file import (
     MAX_TENSORS,
     Entry,
@@ -45,8 +46,8 @@ def open_shards(path: Path, allow_links: bool) -> tuple[dict[str, Shard], dict[s
 
     Raises as `open_checkpoint` does.
     """
-    if not stat.S_ISDIR(path.stat().st_mode):
-        if path.name.endswith(".index.json"):
+    if not _is_folder(path):
+        if path.name.endswith(INDEX_SUFFIX):
             return _open_index(path, allow_links)
         # The caller named this very file: a link may lead to it.
         return {str(path): _open_shard(path, allow_links=True)}, {}
@@ -59,6 +60,15 @@ def open_shards(path: Path, allow_links: bool) -> tuple[dict[str, Shard], dict[s
         f"{path}: found a folder of {_contents(path)}, wanted {INDEX_NAME} or {SINGLE_NAME} in it; "
         "ark.save(ark.load(file), 'folder/') converts files of other formats"
     )
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: can't be opened for reading: {error}") from error
 
 
 def _is_there(path: Path) -> bool:

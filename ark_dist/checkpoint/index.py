@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ark_dist.bounded_json import parse_table, shown
 from ark_dist.safetensors_file import MAX_TENSORS, check_name
 
+INDEX_SUFFIX = ".index.json"
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 MAX_INDEX_BYTES = 25_000_000

@@ -107,9 +107,9 @@ class Checkpoint:
             if _is_direct(out, info):
                 self._fill(info, box, out.reshape(-1).view(np.uint8))
                 return
-            for part, piece in self._pieces(info, box):
-                with np.errstate(all="ignore"):
-                    np.copyto(out[inside(part, box)], piece, casting="unsafe")
+            with np.errstate(all="ignore"):
+                for part, piece in self._pieces(info, box):
+                    out[inside(part, box)] = piece
 
     def is_equal(self, name: str, other: str, box: Box, dtype: Dtype) -> bool:
         """Whether two tensors of one shape hold the same bits in a box, once cast to `dtype`."""

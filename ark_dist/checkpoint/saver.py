@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
 
-import numpy as np
-
 from ark_dist.checkpoint.agree import Agree, RefusedError, alone, share, together_or_refuse
 from ark_dist.checkpoint.atomic import PendingFile, find_mode, sync_folder
-from ark_dist.checkpoint.boxes import cut_box
 from ark_dist.checkpoint.folder import read_index
 from ark_dist.checkpoint.index import INDEX_NAME, SINGLE_NAME, Index, build_index
+from ark_dist.checkpoint.shard_file import ShardFile
 from ark_dist.checkpoint.shards import Layout, ShardPlan, fingerprint, plan_shards
 from ark_dist.core.errors import CheckpointError
-from ark_dist.core.shape import full_box
-from ark_dist.safetensors_file import Array, check_bools
+from ark_dist.safetensors_file import Array
 
 # What other tools cut at, too.
 MAX_SHARD_BYTES = 5_000_000_000
 Gather: TypeAlias = Callable[[str], "Array | None"]
 
-_PIECE_BYTES = 16 << 20
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 # What a save that was killed leaves.
 _DEBRIS = re.compile(
@@ -91,6 +85,7 @@ def save_checkpoint(
             save.sums.update(json.loads(text))
         together_or_refuse(agree, save.publish)
         together_or_refuse(agree, lambda: save.commit(tensors))
+        save.keep()
         together_or_refuse(agree, save.sync)
         save.remove_old()
     except RefusedError as refused:
@@ -136,7 +131,6 @@ class _Save:
         self._old: list[str] = []
         self._is_new = False
         self._lock_fd = -1
-        self._failure: Exception | None = None
 
     def claim(self) -> None:
         """Make the folder on rank 0, and keep other saves out of it."""
@@ -187,73 +181,39 @@ class _Save:
 
     def write(self, tensors: Mapping[str, Layout], gather: Gather) -> None:
         """Write this rank's files; after a failure go on gathering, as the others do."""
+        failure: Exception | None = None
         for plan in self.plans:
-            if plan.owner != self._rank:
-                for name in plan.names:
-                    gather(name)
-                continue
-            file = self._file(plan)
-            digest = hashlib.sha256()
-            self._try(lambda: self._begin(file))
-            self._try(lambda: self._add(plan.header, digest))
-            for name in plan.names:
-                array = gather(name)
-                self._try(lambda: self._add_array(name, tensors[name], array, digest))
-            self._try(lambda: self._pending[-1].finish())
-            self.sums[file] = digest.hexdigest()
-        if isinstance(self._failure, OSError):
-            raise self._unsaved(self._failure) from self._failure
-        if self._failure is not None:
-            raise self._failure
+            arrays = (gather(name) for name in plan.names)
+            if plan.owner == self._rank and failure is None:
+                try:
+                    self._write_file(plan, tensors, arrays)
+                except Exception as error:
+                    failure = error
+            for _ in arrays:
+                pass
+        if isinstance(failure, OSError):
+            raise self._unsaved(failure) from failure
+        if failure is not None:
+            raise failure
 
-    def _try(self, action: Callable[[], None]) -> None:
-        if self._failure is None:
-            try:
-                action()
-            except Exception as error:
-                self._failure = error
+    def _write_file(
+        self, plan: ShardPlan, tensors: Mapping[str, Layout], arrays: Iterator[Array | None]
+    ) -> None:
+        path = self._folder / self._file(plan)
+        temporary = self._temporary(f"{self._rank}_{len(self._pending)}")
+        file = ShardFile(path, temporary, like=self._folder / INDEX_NAME)
+        self._pending.append(file)
+        file.write(plan.header)
+        for name in plan.names:
+            file.write_array(name, tensors[name], next(arrays))
+        file.finish()
+        self.sums[path.name] = file.sha256
 
     def _file(self, plan: ShardPlan) -> str:
         return f"model-ark{self.token}-{plan.tail}"
 
-    def _begin(self, file: str) -> None:
-        temporary = self._temporary(f"{self._rank}_{len(self._pending)}")
-        index = self._folder / INDEX_NAME
-        self._pending.append(PendingFile(self._folder / file, temporary, like=index))
-
     def _temporary(self, part: str) -> Path:
         return self._folder / f".ark_dist-{self.token}-{part}.tmp"
-
-    def _add(self, data: bytes | memoryview, digest: hashlib._Hash) -> None:
-        digest.update(data)
-        self._pending[-1].write(data)
-
-    def _add_array(
-        self, name: str, layout: Layout, array: Array | None, digest: hashlib._Hash
-    ) -> None:
-        if array is None or (array.shape, array.dtype.newbyteorder("=")) != (
-            layout.shape,
-            layout.dtype,
-        ):
-            found = "nothing" if array is None else f"{array.dtype} of shape {array.shape}"
-            raise ValueError(
-                f"save: rank {self._rank} was given {found} for {name!r}, wanted {layout.dtype} "
-                f"of shape {layout.shape}"
-            )
-        wanted = layout.dtype.newbyteorder("<")
-        is_plain = array.flags.c_contiguous and array.dtype == wanted
-        boxes = (
-            [full_box(layout.shape)]
-            if is_plain
-            else cut_box(full_box(layout.shape), _PIECE_BYTES // wanted.itemsize)
-        )
-        for box in boxes:
-            piece = np.ascontiguousarray(array[tuple(slice(*part) for part in box)], wanted)
-            try:
-                check_bools(piece)
-            except ValueError as error:
-                raise ValueError(f"save: {name!r} has {error}") from None
-            self._add(piece.reshape(-1).view(np.uint8).data, digest)
 
     def publish(self) -> None:
         """Give this rank's files their names; no index names them yet."""
@@ -274,7 +234,7 @@ class _Save:
         for plan in self.plans:
             files |= dict.fromkeys(plan.names, self._file(plan))
             self._check_size(plan, tensors)
-        size_bytes = sum(prod(t.shape) * t.dtype.itemsize for t in tensors.values())
+        size_bytes = sum(layout.size_bytes for layout in tensors.values())
         text = build_index(Index(files, size_bytes, self.sums))
         pending = None
         try:
@@ -296,6 +256,11 @@ class _Save:
                 f"{'no file' if found is None else f'{found} bytes'}; save to a folder that all "
                 "ranks share"
             )
+
+    def keep(self) -> None:
+        """From now on there is nothing to discard."""
+        self._pending.clear()
+        self._published.clear()
 
     def sync(self) -> None:
         """Wait until the disk knows of the new index."""

@@ -43,6 +43,7 @@ LAUNCHERS: dict[str, tuple[Names, Names, Names, Names]] = {
     ),
     "torchrun": (("RANK",), ("WORLD_SIZE",), ("LOCAL_RANK",), ("LOCAL_WORLD_SIZE",)),
 }
+JOB_MARK = "ARK_DIST_JOB"  # processes of one run share its value
 # Slurm sets its variables for a batch script too, which is no rank: these are set by srun alone.
 SLURM_STEP = ("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS")
 # What a launcher leaves for its ranks' MPI library; a launcher started by a rank must not see it.

@@ -144,10 +144,12 @@ def in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...]
 def key_heads(tiles: tuple[Array, ...], attrs: Attrs, start: int) -> Ints:
     """The key head of each query head of a tile that begins at query head `start`."""
     heads, groups = tiles[0].shape[2], tiles[1].shape[2]
-    if attrs["heads_per_key"] is None:
-        return np.arange(heads) // max(heads // groups, 1)
-    group = int_attr(attrs, "heads_per_key")
-    return (np.arange(heads) + (start + int_attr(attrs, "first_head")) % group) // group
+    group, before = max(heads // max(groups, 1), 1), 0
+    if attrs["heads_per_key"] is not None:
+        group = int_attr(attrs, "heads_per_key")
+        before = (start + int_attr(attrs, "first_head")) % group
+    which: Ints = np.arange(before, before + heads) // group
+    return which
 
 
 def scores(tiles: tuple[Array, ...], attrs: Attrs, times: tuple[int, int], heads: Ints) -> Floats:

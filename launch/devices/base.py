@@ -37,3 +37,6 @@ class Device(Protocol):
 
     def stop(self) -> None:
         """End the kernel; all commands are done."""
+
+    def leave(self) -> None:
+        """Tell the other ranks, where there are any, that this one computes no more."""

@@ -173,6 +173,8 @@ class CpuDevice:
     def wait(self, timeout_s: float) -> list[int]:
         """Sleep until all commands are done."""
         self._await(self._sequence, timeout_s)
+        if self._shared is not None:
+            self._check_neighbours(self._shared.compare_all)
         while self._collected < self._sequence:
             self._collect(self._collected + 1)
         results, self._results = self._results, {}
@@ -183,6 +185,11 @@ class CpuDevice:
         blocks = self._blocks
         if blocks is not None and self._library is not None:
             self._library.ark_kernel_abort(blocks.config.ctypes.data)
+
+    def leave(self) -> None:
+        """Tell the other ranks that this one computes no more."""
+        if self._shared is not None:
+            self._shared.leave()
 
     def stop(self) -> None:
         """Let the workers leave and the memory go; commands that are not done are dropped."""
@@ -243,7 +250,7 @@ class CpuDevice:
             if outcome < 0:
                 raise self._failure()
             if self._shared is not None:
-                self._check_neighbours(self._shared)
+                self._check_neighbours(self._shared.check)
             left_s -= slice_s
             if left_s <= 0:
                 raise TimeoutError(
@@ -251,12 +258,13 @@ class CpuDevice:
                     "wait again, or stop it"
                 )
 
-    def _check_neighbours(self, shared: RankMemory) -> None:
-        """End the kernel if a rank that it waits for will not come."""
+    def _check_neighbours(self, check: Callable[[], None]) -> None:
+        """End the kernel if another rank does something else, or will not come."""
+        assert self._shared is not None
         try:
-            shared.check()
+            check()
         except ArkError as error:
-            shared.fail(str(error))
+            self._shared.fail(str(error))
             self.abort()
             self.stop()
             raise

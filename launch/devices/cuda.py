@@ -326,6 +326,9 @@ class CudaDevice:
             with suppress(GpuFaultError):
                 running.abort()
 
+    def leave(self) -> None:
+        """There are no other ranks."""
+
     def stop(self) -> None:
         """Let the kernel exit; commands that are not done are dropped."""
         running = self._program.running if self._program is not None else None

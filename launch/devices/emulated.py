@@ -148,6 +148,9 @@ class EmulatedDevice:
         if self._blocks is not None:
             self._blocks.arrays["control"]["abort"] = abi.HOST_ABORT
 
+    def leave(self) -> None:
+        """There are no other ranks."""
+
     def stop(self) -> None:
         """Let the kernel exit; commands that are not done are done first, unless it is aborted."""
         if self._emulation is None or self._blocks is None:

@@ -60,6 +60,9 @@ class NullDevice:
     def abort(self) -> None:
         """There is no kernel that runs by itself."""
 
+    def leave(self) -> None:
+        """There are no other ranks."""
+
     def stop(self) -> None:
         """Forget what was not run."""
         self._pending = []

@@ -74,7 +74,10 @@ class NumpyDevice:
         """Do all that was posted."""
         pending, self._pending = self._pending, []
         try:
-            return [self._machine.run(command) for command in pending]
+            done = [self._machine.run(command) for command in pending]
+            if self._shared is not None:
+                self._shared.compare_all()
+            return done
         except ArkError as error:
             if self._shared is not None:
                 self._shared.fail(str(error))
@@ -82,6 +85,11 @@ class NumpyDevice:
 
     def abort(self) -> None:
         """There is no kernel that runs by itself."""
+
+    def leave(self) -> None:
+        """Tell the other ranks that this one computes no more."""
+        if self._shared is not None:
+            self._shared.leave()
 
     def stop(self) -> None:
         """Let go of the memory."""
