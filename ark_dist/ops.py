@@ -325,12 +325,12 @@ def barrier(
     output: Tensor | None = None,
     name: str | None = None,
 ) -> Tensor:
-    """Return `input` as it is once all ranks have computed theirs.
+    """Wait until all ranks have computed their `input`; returns a token.
 
-    Whatever uses the result, or names it among its `deps`, comes after that.
+    Whatever names the token among its `deps` comes after that: `identity(x, deps=[token])`.
 
     Args:
-        input: the tensor to work on.
+        input: what has to be computed before.
         ranks: who takes part, increasing; () is all ranks.
         output: a state, or a tensor nobody used yet, to write into.
         name: a name for the result.
@@ -2068,7 +2068,7 @@ class TensorOps:
         output: Tensor | None = None,
         name: str | None = None,
     ) -> Tensor:
-        """Return `input` as it is once all ranks have computed theirs.
+        """Wait until all ranks have computed their `input`; returns a token.
 
         Arguments and errors: `ark_dist.barrier`.
         """
@@ -3039,7 +3039,7 @@ class ModelOps:
         output: Tensor | None = None,
         name: str | None = None,
     ) -> Tensor:
-        """Return `input` as it is once all ranks have computed theirs.
+        """Wait until all ranks have computed their `input`; returns a token.
 
         Arguments and errors: `ark_dist.barrier`.
         """

@@ -76,10 +76,10 @@ def _connect(ranks: Ranks) -> World:
     if ranks.world_size == 1:
         return ALONE
     # Only here: one process alone needs no MPI.
-    from ark_dist.comm.mpi import MpiCommunicator
+    from ark_dist.comm.mpi import mpi_world
 
     fault_point("init", ranks.rank)
-    communicator = MpiCommunicator.world(timeout_s=read_settings().timeout_s)
+    communicator = mpi_world(timeout_s=read_settings().timeout_s)
     check_world(ranks, communicator.rank, communicator.size)
     install_hooks(ranks, lambda code: communicator.abort(code, "this rank failed"), _leave)
     return World(communicator.rank, communicator.size, communicator)

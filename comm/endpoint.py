@@ -12,7 +12,6 @@ from ark_dist.core.errors import CommMismatch
 
 # Streams of messages between two ranks, each in order.
 POINT_TO_POINT, COLLECTIVE, COMPARE = range(3)
-CHANNEL_COUNT = 3
 
 # Polls before a wait sleeps between them, and how long it sleeps then at most.
 _BUSY_ROUNDS = 1000

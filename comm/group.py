@@ -25,6 +25,13 @@ from ark_dist.core.errors import CommMismatch, CommTimeout
 from ark_dist.core.op import Array
 
 
+class Contexts:
+    """The number that the next group of this rank gets; one for a world and all its parts."""
+
+    def __init__(self) -> None:
+        self.next = 1
+
+
 class GroupCommunicator:
     """A communicator over any endpoint; `communicator.py` describes the calls.
 
@@ -32,10 +39,16 @@ class GroupCommunicator:
         endpoint: what carries the messages.
         timeout_s: limit of a call that names none.
         debug: compare the calls of all ranks before each collective call.
+        contexts: the numbers of the groups that were split off the same world.
     """
 
     def __init__(
-        self, endpoint: Endpoint, *, timeout_s: float = DEFAULT_TIMEOUT_S, debug: bool = False
+        self,
+        endpoint: Endpoint,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        debug: bool = False,
+        contexts: "Contexts | None" = None,
     ) -> None:
         self.rank = endpoint.rank
         self.size = len(endpoint.members)
@@ -47,7 +60,7 @@ class GroupCommunicator:
         self._lock = threading.Lock()
         self._collective_count = 0
         self._message_count = 0
-        self._next_context = endpoint.context + 1
+        self._contexts = contexts or Contexts()
         self._posted: list[tuple[MessageWork, float | None]] | None = None
 
     @property
@@ -267,16 +280,17 @@ class GroupCommunicator:
 
     def _part(self, color: int, key: int) -> "GroupCommunicator":
         rows = np.empty((self.size, 3), np.int64)
-        self.all_gather(np.array([color, key, self._next_context], np.int64), rows)
-        # Larger than any context that a member has used: messages never meet by chance.
+        self.all_gather(np.array([color, key, self._contexts.next], np.int64), rows)
+        # Larger than any that a member has used: messages of two groups never meet.
         context = int(rows[:, 2].max())
-        self._next_context = context + 1
+        self._contexts.next = context + 1
         ranks = [rank for rank in range(self.size) if rows[rank, 0] == color]
         ranks.sort(key=lambda rank: (int(rows[rank, 1]), rank))
         return GroupCommunicator(
             self.endpoint.split(tuple(ranks), context),
             timeout_s=self.waiter.timeout_s,
             debug=self.debug,
+            contexts=self._contexts,
         )
 
     def _post(self, op: str, array: Array, peer: int, tag: int) -> MessageWork:

@@ -7,6 +7,7 @@ import threading
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -14,8 +15,8 @@ import numpy as np
 
 from ark_dist.comm.communicator import DEFAULT_TIMEOUT_S, Bytes, Communicator, Window
 from ark_dist.comm.endpoint import (
-    CHANNEL_COUNT,
     COLLECTIVE,
+    COMPARE,
     POINT_TO_POINT,
     Endpoint,
     Request,
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 PIECE_BYTES = 1 << 30
 TAG_LIMIT_OF_MPI = 32767  # the standard promises this one
 CANCEL_TESTS = 100
+# A stream of its own for labels: so all receives of a message can be asked for at once.
+LABELS = COMPARE + 1
+CHANNEL_COUNT = LABELS + 1
 
 
 class MpiEndpoint:
@@ -156,7 +160,7 @@ class MpiEndpoint:
 class MpiRequest:
     """A message under way, in one piece or several.
 
-    In debug mode a send or receive has the label in front of the data.
+    In debug mode a send or receive has a label besides the data.
     """
 
     def __init__(
@@ -167,21 +171,24 @@ class MpiRequest:
         self._route = route
         self._label = label
         self._is_send = is_send
-        self._tag = endpoint.mpi_tag(route, label)
         self._pending: list[tuple[MPI.Request, int]] = []
         self._head: Bytes | None = None
+        self._error: CommError | None = None
         endpoint.under_way.add(self)
+        step = endpoint.piece_bytes
         with endpoint.lock:
             if endpoint.debug and route.channel == POINT_TO_POINT:
                 self._head = np.array(bytearray(label.pack()), np.uint8)
-                self._start(self._head)
-            if is_send or self._head is None:
-                self._start_data()
+                self._start(self._head, endpoint.mpi_tag(replace(route, channel=LABELS), label))
+            for start in range(0, max(1, data.size), step):
+                self._start(data[start : start + step], endpoint.mpi_tag(route, label))
 
     def test(self) -> bool:
         """Make progress; tell whether all pieces are done; raise if one failed."""
         from mpi4py import MPI
 
+        if self._error is not None:
+            raise self._error
         status = MPI.Status()
         try:
             while self._pending:
@@ -194,9 +201,11 @@ class MpiRequest:
         except MPI.Exception as error:
             self._pending.clear()
             self._over()
-            raise self._translated(error) from error
-        except CommError:
+            self._error = self._translated(error)
+            raise self._error from error
+        except CommError as error:
             self.cancel()
+            self._error = error
             raise
         self._over()
         return True
@@ -219,15 +228,10 @@ class MpiRequest:
         self._over()
         return is_cancelled
 
-    def _start(self, data: Bytes) -> None:
+    def _start(self, data: Bytes, tag: int) -> None:
         comm = self._endpoint.comm
         start = comm.Isend if self._is_send else comm.Irecv
-        self._pending.append((start(data, self._route.peer, self._tag), data.size))
-
-    def _start_data(self) -> None:
-        step = self._endpoint.piece_bytes
-        for start in range(0, max(1, self._data.size), step):
-            self._start(self._data[start : start + step])
+        self._pending.append((start(data, self._route.peer, tag), data.size))
 
     def _check(self, size: int, found: int) -> None:
         """Raise unless a piece has the length, and the label the content, that is wanted."""
@@ -237,9 +241,6 @@ class MpiRequest:
             self._head = None
             size = found = self._data.size
         check_message(self._endpoint.rank, self._route, self._label, theirs, size, found)
-        if theirs is not None:
-            with self._endpoint.lock:
-                self._start_data()
 
     def _over(self) -> None:
         self._endpoint.under_way.discard(self)

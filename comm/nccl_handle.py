@@ -70,6 +70,7 @@ class NcclHandle:
         self._ended = ""
         # Held while a thread is inside of NCCL: an abort frees what it works on.
         self._lock = threading.RLock()
+        self._is_part = parent is not None
         self._marking: threading.Lock = threading.Lock() if parent is None else parent._marking
 
     @contextlib.contextmanager
@@ -290,5 +291,7 @@ class NcclHandle:
         problem = run_bounded(
             "ncclCommDestroy", lambda: self.library.ncclCommDestroy(comm), ABORT_S
         )
+        if self._is_part:  # nobody else knows this control communicator
+            self.control.close()
         if problem:
             raise NcclError(f"rank {self.control.rank}: {problem}")

@@ -63,7 +63,9 @@ def current_stream(modules: Mapping[str, ModuleType]) -> object:
 def empty_like(array: T) -> T:
     """Make an array like another with the library that made that one."""
     package = sys.modules[type(array).__module__.partition(".")[0]]
-    make: Callable[[T], T] = package.empty_like
+    make: Callable[[T], T] | None = getattr(package, "empty_like", None)
+    if make is None:
+        raise TypeError(f"{package.__name__} has no empty_like; pass out_tensor to all_reduce")
     return make(array)
 
 

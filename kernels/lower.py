@@ -80,6 +80,8 @@ def _anchor_operands(anchor: Node, prologue: Node | None) -> list[Operand]:
     inputs = anchor.inputs
     shape = anchor.output.shape
     frame = frame_of(anchor)
+    if OPS[anchor.op].effect == "handshake":
+        return []
     if frame == "matmul":
         return _matmul_operands(anchor, prologue)
     if frame == "gather":

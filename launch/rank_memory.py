@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ark_dist.comm.communicator import Communicator, Window
 from ark_dist.core import abi
 from ark_dist.core.errors import (
+    ArkError,
     CommAborted,
     CommMismatch,
     PeerLost,
@@ -80,6 +81,7 @@ class RankMemory:
         self._window: Window = communicator.allocate_window(self._map.size)
         self._tables = self._exchange(flags)
         self._check_imports()
+        self._error: ArkError | None = None
         self._compared = dict.fromkeys(self._neighbours(), 0)
         self.board["pid"] = os.getpid()
 
@@ -180,6 +182,7 @@ class RankMemory:
     def start(self) -> None:
         """Begin anew, together with all ranks: nobody's kernel runs between the two barriers."""
         self._communicator.barrier()
+        self._error = None
         self.counters["value"] = 0
         self.control[...] = np.zeros((), abi.CONTROL.dtype)
         self.board["posted"] = 0
@@ -203,6 +206,12 @@ class RankMemory:
             if int(word["abort"][0]) == abi.RUNNING:
                 word["abort"] = abi.PEER_ABORT
 
+    def give_up(self, error: ArkError) -> None:
+        """End this rank's kernel because of an error of its host; `check` raises it."""
+        self._error = error
+        if int(self.control["abort"][0]) == abi.RUNNING:
+            self.control["abort"] = abi.PEER_ABORT
+
     def leave(self) -> None:
         """Say that this rank computes no more."""
         if int(self.board["state"]) == READY:
@@ -214,6 +223,8 @@ class RankMemory:
         CommMismatch for one that was given another command, PeerLost for one that ended,
         CommAborted for one that failed.
         """
+        if self._error is not None:
+            raise self._error
         for rank in self._neighbours():
             self.compare(rank)
             board = self._board(rank)

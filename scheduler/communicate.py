@@ -7,10 +7,12 @@ from math import prod
 
 from ark_dist.core.dtype import DTYPES
 from ark_dist.core.graph import HOST, Buffer, Graph, GraphMethod, Node, Raise, freeze_attrs
+from ark_dist.core.groups import cuts_of, parts_of
 from ark_dist.core.message import Message, messages
 from ark_dist.core.names import Names
 from ark_dist.core.op import AttrValue
-from ark_dist.core.shape import Box, box_size, row_major_strides
+from ark_dist.core.pieces import line_slices, pieces, resized, rows, shifted
+from ark_dist.core.shape import Box, row_major_strides
 from ark_dist.core.target import Topology
 from ark_dist.core.view import View
 
@@ -327,7 +329,7 @@ class _Lowering:
             target = self._new(f"{key}.y", source.shape, dtype.name, export=f"{key}.y")
         count = source.shape[0]
         mine = message.ranks.index(me)
-        part = (_slices(count, len(message.ranks), dtype.itemsize)[mine],)
+        part = (line_slices(count, len(message.ranks), dtype.itemsize, LINE_BYTES)[mine],)
         inputs = {r: self._peer(r, f"{key}.x", (count,), dtype.name) for r in others}
         outputs = {r: self._peer(r, f"{key}.y", (count,), dtype.name) for r in others}
         ready = [Raise(r, f"{key}.ready.{me}") for r in others]
@@ -349,8 +351,8 @@ class _Lowering:
         """Read this rank's rows of all parts and combine them."""
         (source,), others = node.inputs, self._others(message)
         axis = _axis(node)
-        start, stop = _cuts(node, message, source.shape[axis])[message.ranks.index(self._rank)]
-        box = _rows(source.shape, axis, start, stop)
+        start, stop = _cuts(node, source.shape[axis])[message.ranks.index(self._rank)]
+        box = rows(source.shape, axis, start, stop)
         self._pull(
             message,
             source,
@@ -366,13 +368,13 @@ class _Lowering:
         """Copy everybody's rows to their place."""
         (source,), others = node.inputs, self._others(message)
         axis = _axis(node)
-        cuts = _cuts(node, message, node.output.shape[axis])
-        rows = dict(zip(message.ranks, cuts, strict=True))
-        shapes = {r: _resized(source.shape, axis, rows[r][1] - rows[r][0]) for r in others}
+        cuts = _cuts(node, node.output.shape[axis])
+        places = dict(zip(message.ranks, cuts, strict=True))
+        shapes = {r: resized(source.shape, axis, places[r][1] - places[r][0]) for r in others}
 
         def read(views: dict[int, View]) -> None:
             for r in message.ranks:
-                self._copy(views[r], at(node.output, _rows(node.output.shape, axis, *rows[r])))
+                self._copy(views[r], at(node.output, rows(node.output.shape, axis, *places[r])))
 
         self._pull(message, source, shapes, others, source.dtype.name, read)
 
@@ -399,9 +401,9 @@ class _Lowering:
         mine = message.ranks.index(self._rank)
 
         def read(views: dict[int, View]) -> None:
-            piece = _rows(source.shape, axis, mine * size, (mine + 1) * size)
+            piece = rows(source.shape, axis, mine * size, (mine + 1) * size)
             for k, r in enumerate(message.ranks):
-                place = _rows(source.shape, axis, k * size, (k + 1) * size)
+                place = rows(source.shape, axis, k * size, (k + 1) * size)
                 self._copy(at(views[r], piece), at(node.output, place))
 
         shapes = dict.fromkeys(others, source.shape)
@@ -411,24 +413,24 @@ class _Lowering:
         """Copy each piece of this rank's part from the lowest rank that holds it."""
         (source,) = node.inputs
         dims = len(source.shape)
-        held = _boxes(node.attributes["source"], len(message.ranks), dims)
-        wanted = _boxes(node.attributes["target"], len(message.ranks), dims)
+        held = parts_of(node.attributes["source"], dims, len(message.ranks))
+        wanted = parts_of(node.attributes["target"], dims, len(message.ranks))
         mine = message.ranks.index(self._rank)
-        pieces = _pieces(held, wanted[mine])
+        mine_of = pieces(held, wanted[mine])
         shapes = {
             message.ranks[k]: tuple(b - a for a, b in held[k])
-            for k in sorted({k for k, _ in pieces} - {mine})
+            for k in sorted({k for k, _ in mine_of} - {mine})
         }
         readers = [
             r
             for j, r in enumerate(message.ranks)
-            if j != mine and any(k == mine for k, _ in _pieces(held, wanted[j]))
+            if j != mine and any(k == mine for k, _ in pieces(held, wanted[j]))
         ]
 
         def read(views: dict[int, View]) -> None:
-            for k, box in pieces:
-                origin = at(views[message.ranks[k]], _shifted(box, held[k]))
-                self._copy(origin, at(node.output, _shifted(box, wanted[mine])))
+            for k, box in mine_of:
+                origin = at(views[message.ranks[k]], shifted(box, held[k]))
+                self._copy(origin, at(node.output, shifted(box, wanted[mine])))
 
         self._pull(message, source, shapes, readers, source.dtype.name, read)
 
@@ -498,74 +500,12 @@ def _shaped(view: View, shape: tuple[int, ...]) -> View:
     return replace(view, shape=shape, strides=row_major_strides(shape))
 
 
-def _slices(count: int, parts: int, itemsize: int) -> list[tuple[int, int]]:
-    """Cut a row into `parts` that start on cache lines, as even as that allows."""
-    per_line = LINE_BYTES // itemsize
-    lines = -(-count // per_line)
-    ends = [min(count, lines * k // parts * per_line) for k in range(parts)]
-    return list(pairwise([*ends, count]))
-
-
 def _axis(node: Node) -> int:
     axis = node.attributes["axis"]
     assert isinstance(axis, int)
     return axis % len(node.output.shape)
 
 
-def _cuts(node: Node, message: Message, size: int) -> list[tuple[int, int]]:
+def _cuts(node: Node, size: int) -> list[tuple[int, int]]:
     """The rows of each member of the group."""
-    cuts = node.attributes["cuts"]
-    assert isinstance(cuts, tuple)
-    if not cuts:
-        count = len(message.ranks)
-        cuts = tuple(size // count * k for k in range(count + 1))
-    return list(pairwise(cuts))
-
-
-def _rows(shape: tuple[int, ...], axis: int, start: int, stop: int) -> Box:
-    return tuple((start, stop) if d == axis else (0, size) for d, size in enumerate(shape))
-
-
-def _resized(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
-    return (*shape[:axis], size, *shape[axis + 1 :])
-
-
-def _boxes(flat: AttrValue, members: int, dims: int) -> list[Box]:
-    """The parts that an attribute lists, member by member."""
-    assert isinstance(flat, tuple) and len(flat) == members * dims * 2
-    steps = range(0, len(flat), 2)
-    pairs = [(int(flat[i]), int(flat[i + 1])) for i in steps]
-    return [tuple(pairs[k * dims : (k + 1) * dims]) for k in range(members)]
-
-
-def _shifted(box: Box, origin: Box) -> Box:
-    """A box in coordinates that start where another one does."""
-    return tuple((a - o, b - o) for (a, b), (o, _) in zip(box, origin, strict=True))
-
-
-def _pieces(held: Sequence[Box], wanted: Box) -> list[tuple[int, Box]]:
-    """Cover a box by what members hold; of equal parts the lowest member's is taken."""
-    rest = [wanted] if box_size(wanted) else []
-    pieces = []
-    for member, box in enumerate(held):
-        left: list[Box] = []
-        for hole in rest:
-            common = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(hole, box, strict=True))
-            if any(a >= b for a, b in common):
-                left.append(hole)
-                continue
-            pieces.append((member, common))
-            left += _without(hole, common)
-        rest = left
-    assert not rest, f"nobody holds {rest}"
-    return pieces
-
-
-def _without(box: Box, hole: Box) -> list[Box]:
-    """Boxes that are together `box` less `hole`, which lies inside it."""
-    result = []
-    for dim, ((start, stop), (low, high)) in enumerate(zip(box, hole, strict=True)):
-        for part in ((start, low), (high, stop)):
-            if part[0] < part[1]:
-                result.append((*hole[:dim], part, *box[dim + 1 :]))
-    return result
+    return list(pairwise(cuts_of(node.attributes, size)))

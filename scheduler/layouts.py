@@ -162,6 +162,7 @@ def _outer(view: View, offset: int, digits: list[int]) -> _Outer | None:
     return _Outer(dim, step, skipped, inside, rest) if inside + rest < step else None
 
 
+@lru_cache(maxsize=1 << 14)
 def window(view: View, shape: Shape, cuts: Cuts) -> Window | None:
     """How a view of a buffer is cut where the buffer is; None where that can't be said.
 

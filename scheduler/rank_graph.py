@@ -191,9 +191,10 @@ class RankNodes:
         attrs, held = _move_attrs(move, whole.shape, self.place, group)
         if _moves_nothing(move, whole.shape, at):
             return output
-        x = self.zeros(box_shape(held), whole.dtype)
         if box_size(held):
             x = narrowed(self.all_of(source), before, held)
+        else:
+            x = self.zeros(box_shape(held), whole.dtype)
         self.exchange(move.op, (x,), output, {**attrs, "ranks": group})
         return output
 

@@ -172,6 +172,7 @@ class ShareOut:
         held = Held(layout, made, self.nodes.step, f"{node.op} {node.name!r}")
         if stage != home:
             held = self._transferred(spec, held, (stage, home), node)
+            self.nodes.step += 1
         seen = window(node.output, buffer.shape, self.stored[buffer.id])
         assert seen is not None, "buffers are not cut where they can't be written"
         moves = route(layout, seen.cuts)

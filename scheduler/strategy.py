@@ -148,7 +148,9 @@ class Chooser:
         if node.op in {"cast"} | QUOTIENTS and not is_float:
             return []
         if node.op in LINEAR:
-            return [KEEP] if all(partial) else []
+            # What is there in full as well is no longer worth adding up later.
+            is_open = all(axis in _sums(held) for helds in work.helds for held in helds)
+            return [KEEP] if is_open else []
         is_factor = partial == [True, False]
         return [KEEP] if is_factor or (node.op in PRODUCTS and partial == [False, True]) else []
 

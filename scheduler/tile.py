@@ -132,5 +132,7 @@ def _task(
     is_sparse = any(frame_of(nodes[n]) in SPARSE_FRAMES for n in group.nodes)
     cost = Cost(declared if is_sparse else touched, ops)
     writes = (write, *dict.fromkeys(taken))
-    read, written = (tuple(known.setdefault(r, r) for r in some) for some in (reads, writes))
-    return Task(task_id, group.id, box, read, written, cost, group.effect)
+    shared_reads, shared_writes = (
+        tuple(known.setdefault(r, r) for r in some) for some in (reads, writes)
+    )
+    return Task(task_id, group.id, box, shared_reads, shared_writes, cost, group.effect)

@@ -85,7 +85,10 @@ def on_ranks(count: int, action: Callable[[int, Agree], T]) -> list[T | Exceptio
             if isinstance(error, threading.BrokenBarrierError):
                 barrier.abort()
 
-    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(count)]
+    threads = [
+        threading.Thread(target=run, args=(rank,), name=f"rank {rank}", daemon=True)
+        for rank in range(count)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -11,7 +11,6 @@ from functools import reduce
 import ml_dtypes
 import msgpack
 import numpy as np
-import numpy.typing as npt
 
 from ark_dist.comm.communicator import CAPABILITIES, REDUCE_OPS, Communicator, Work
 from ark_dist.comm.group import GroupCommunicator
@@ -24,20 +23,20 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float16), BFLOAT16, np.dtype(np.floa
 INTEGERS = tuple(np.dtype(name) for name in ("int8", "uint8", "int32", "uint32", "int64"))
 DTYPES = (*FLOATS, *INTEGERS, np.dtype(np.bool_))
 SHAPES = ((), (0,), (1,), (3, 0, 2), (2, 3, 5), (10_007,))
-SHORT_S = 0.3
+SHORT_S = 0.15
 Raised = dict[str, str]
 
 
 def data_of(rank: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
     """The array of a rank: random, and the same in every process."""
     rng = np.random.default_rng([rank, len(shape), sum(shape)])
-    values: Array = rng.standard_normal(shape) * 50
+    values = rng.standard_normal(shape) * 50
     with np.errstate(invalid="ignore"):
-        kind = values if dtype.kind in "fV" else np.rint(values)
+        kind: Array = values if dtype.kind in "fV" else np.rint(values)
         if dtype.kind == "b":
             return np.asarray(values > 0)
         if dtype.kind == "u":
-            kind = np.abs(kind)
+            kind = np.rint(np.abs(values))
         return np.asarray(kind).astype(dtype)
 
 
@@ -185,9 +184,8 @@ class Contract:
         for dtype in DTYPES:
             for shape in (*SHAPES, (comm.size - 1,), (3, 7001)):
                 parts = [data_of(rank, shape, dtype) for rank in range(comm.size)]
-                for op in REDUCE_OPS:
-                    if op == "mean" and dtype not in FLOATS:
-                        continue
+                ops = REDUCE_OPS if dtype in FLOATS else REDUCE_OPS[:3]
+                for op in ops if shape in ((2, 3, 5), (10_007,)) else ("sum",):
                     wanted = combined(parts, op)
                     send = parts[comm.rank].copy()
                     assert_bits(comm.all_reduce(send, np.empty_like(send), op), wanted)
@@ -291,7 +289,7 @@ class Contract:
         assert mine[part.rank] == comm.rank
         assert part.node_ranks == tuple(range(part.size))
         twin = part.dup()
-        for talk in (comm, part, twin):
+        for talk in (part, twin):
             right, left = (talk.rank + 1) % talk.size, (talk.rank - 1) % talk.size
             found = np.empty(1, np.int64)
             works = [comm.isend(np.array([i]), comm.rank, 9) for i in range(2)]
@@ -309,7 +307,8 @@ class Contract:
         part.barrier()
         assert [int(window.peers[rank][9]) for rank in range(part.size)] == mine
         part.barrier()
-        for talk in (window, again, twin, part):
+        window.close()
+        for talk in (again, twin, part):
             talk.close()
 
     def a_window_is_shared_zeroed_and_aligned(self, comm: Communicator) -> None:
@@ -403,7 +402,7 @@ class Contract:
     def different_counts_are_an_error(self, comm: Communicator) -> None:
         self._mismatch(
             comm,
-            lambda: comm.all_reduce(np.zeros(1000 + 1000 * comm.rank, np.float32)),
+            lambda: comm.all_reduce(np.zeros(2000 if comm.rank else 1000, np.float32)),
             ("fp32 x 1000", "fp32 x 2000"),
         )
 
@@ -465,7 +464,7 @@ class Contract:
                 assert (comm.broadcast(array, root) == root + 1).all()
             elif kind == 2:
                 found = comm.all_gather(array)
-                assert (found.T == np.arange(1, comm.size + 1)).all()
+                assert (np.arange(1, comm.size + 1) == found.T).all()
             elif kind == 3:
                 comm.barrier()
             else:
@@ -542,10 +541,13 @@ def run_cases(world: Communicator, names: tuple[str, ...] = CASES) -> dict[str, 
     for name in names:
         comm = world.dup()
         error = ""
+        begun = time.monotonic()
         try:
             getattr(contract, name)(comm)
         except BaseException:
             error = f"rank {world.rank}:\n{traceback.format_exc()}"
+        if world.rank == 0 and "-v" in sys.argv:
+            print(f"{time.monotonic() - begun:.3f} s {name}", file=sys.stderr, flush=True)
         results[name] = [text.decode() for text in world.all_gather_bytes(error.encode())]
         comm.close()
     return results
@@ -558,14 +560,11 @@ def main() -> None:
 
     found = {}
     plain = mpi_world(timeout_s=20)
-    # Small pieces and rings: even short messages come in several.
-    strict = mpi_world(timeout_s=20, debug=True, piece_bytes=100_000)
-    worlds = {
-        "mpi": plain,
-        "mpi, debug": strict,
-        "shm": shm_world(plain, timeout_s=20),
-        "shm, debug": shm_world(plain, timeout_s=20, debug=True, rank_bytes=1),
-    }
+    worlds = {"mpi": plain, "shm": shm_world(plain, timeout_s=20)}
+    if "debug" in sys.argv:
+        # Small pieces and rings: even short messages come in several.
+        worlds["mpi, debug"] = mpi_world(timeout_s=20, debug=True, piece_bytes=100_000)
+        worlds["shm, debug"] = shm_world(plain, timeout_s=20, debug=True, rank_bytes=1)
     for name, world in worlds.items():
         begun = time.monotonic()
         found[name] = run_cases(world)
@@ -576,7 +575,6 @@ def main() -> None:
 
 
 Results = dict[str, dict[str, list[str]]]
-Bits = npt.NDArray[np.uint8]
 
 if __name__ == "__main__":
     main()

@@ -1,7 +1,7 @@
 """Run the graphs of all ranks node by node in float64, and put what they have together."""
 
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 import ark_dist.kernels.ops  # noqa: F401  # registers the operators
 from ark_dist.core.data import as_array
 from ark_dist.core.graph import Buffer, Graph, Node
-from ark_dist.core.layout import MeshShape, Share
+from ark_dist.core.layout import MeshShape, P, Share
 from ark_dist.core.op import OPS, Array
 from ark_dist.core.shape import Box, full_box
 from ark_dist.core.target import topology_of
@@ -20,8 +20,6 @@ from ark_dist.scheduler.partition import RankGraph, partition
 Data = Mapping[int, Array]
 Scalars = Mapping[str, float]
 REDUCTIONS = {"sum": np.sum, "max": np.max, "min": np.min}
-# Ends a test that would not end.
-MOST_STEPS = 1_000_000
 
 
 class Memory:
@@ -129,7 +127,7 @@ class Ranks:
         group = node.attributes["ranks"]
         assert isinstance(group, tuple), group
         nodes = [lists[r][at[r]] if at[r] < len(lists[r]) else None for r in group]
-        if any(n is None or (n.op, n.attributes["ranks"]) != (node.op, group) for n in nodes):
+        if any(n is None or (n.op, n.attributes.get("ranks")) != (node.op, group) for n in nodes):
             return
         found = [n for n in nodes if n is not None]
         given = [self.memories[r].view(n.inputs[0]) for r, n in zip(group, found, strict=True)]
@@ -185,7 +183,7 @@ def _result(node: Node, place: int, group: tuple[int, ...], given: list[Array]) 
         return given[group.index(int(str(attrs["root"])))]
     assert node.op == "redistribute", node.op
     source, target = (_boxes(attrs[name], len(group)) for name in ("source", "target"))
-    result = np.full([b - a for a, b in target[place]], np.nan).astype(given[0].dtype)
+    result = np.zeros([b - a for a, b in target[place]], given[0].dtype)
     for box, value in reversed(list(zip(source, given, strict=True))):
         common = [
             (max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, target[place], strict=True)
@@ -230,6 +228,38 @@ def ranks(graph: Graph, mesh: MeshShape, data: Data, nodes: tuple[int, ...] = ()
 
 def _cut(array: Array, share: Share, rank: int) -> Array:
     return array[tuple(slice(a, b) for a, b in share.parts[rank])] if array.shape else array
+
+
+def sharded(graph: Graph, shards: Mapping[str, P]) -> Graph:
+    """The graph with annotations on some buffers, by name."""
+    names = {buffer.name for buffer in graph.buffers}
+    assert names >= set(shards), f"{set(shards) - names} are no buffers"
+    buffers = tuple(replace(b, shard=shards.get(b.name, b.shard)) for b in graph.buffers)
+    return replace(graph, buffers=buffers)
+
+
+def compare(
+    graph: Graph,
+    axes: Mapping[str, int],
+    *,
+    data: Data | None = None,
+    runs: Sequence[tuple[str, int]] = (("forward", 1),),
+    tolerance: float = 1e-9,
+    scalars: Scalars | None = None,
+) -> Ranks:
+    """Run a graph on a mesh and on one rank; states and outputs must be the same."""
+    data = random_data(graph, 0) if data is None else data
+    one, many = alone(graph, data), ranks(graph, MeshShape(tuple(axes.items())), data)
+    for method, iterations in runs:
+        one.run(method, iterations, scalars)
+        many.run(method, iterations, scalars)
+    for buffer in graph.buffers:
+        if buffer.kind in ("state", "output"):
+            want = one.value(buffer.id).astype(np.float64)
+            found = many.value(buffer.id).astype(np.float64)
+            limit = tolerance * (1 + np.abs(want).max(initial=0))
+            np.testing.assert_allclose(found, want, rtol=0, atol=limit, err_msg=buffer.name)
+    return many
 
 
 def random_data(graph: Graph, seed: int, limits: Mapping[int, int] | None = None) -> Data:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ark_dist.checkpoint.index import INDEX_NAME, Index, build_index, parse_index
 from ark_dist.checkpoint.reader import Checkpoint, open_checkpoint, read_all
 from ark_dist.core.errors import CheckpointError, ShardCorruptError
+from ark_dist.safetensors_file import build_header
 from tests.checkpoint_cases import is_same, two_shards, weights, write_folder, write_shard
 
 ONE = {"w": np.ones(2, np.float32)}
@@ -63,7 +64,7 @@ def test_a_file_that_the_index_lists_and_is_not_there_is_named(tmp_path: Path) -
 def test_a_tensor_in_another_file_than_the_index_says_is_named(tmp_path: Path) -> None:
     files = dict.fromkeys(weights(), "a.safetensors")
     two_shards(tmp_path, weight_map=files)
-    refuse(tmp_path, r"a\.safetensors of \d+ bytes does not hold 3 tensors .*: 'layers\.0\.w'")
+    refuse(tmp_path, r"a\.safetensors of \d+ bytes does not hold 3 tensors .*: 'layers\.1\.w', ")
 
 
 def test_a_total_size_must_be_that_of_the_tensors(tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_a_false_index_is_refused(tmp_path: Path, text: bytes, match: str) -> No
 
 
 def test_too_many_names_are_refused(tmp_path: Path) -> None:
-    table = {"weight_map": {str(i): "a.safetensors" for i in range(200_001)}}
+    table = {"weight_map": {str(i): "a.safetensors" for i in range(210_002)}}
     (tmp_path / INDEX_NAME).write_text(json.dumps(table))
     refuse(tmp_path, "wanted at most 200000")
     files = {str(i): f"{i}.safetensors" for i in range(10_001)}
@@ -178,8 +179,6 @@ def test_too_many_names_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_alias_may_not_hide_a_tensor_of_another_file(tmp_path: Path) -> None:
-    from ark_dist.safetensors_file import build_header
-
     folder = write_folder(tmp_path / "model", {"a.safetensors": ONE})
     other = {"v": ONE["w"]}
     write_folder(folder, {"a.safetensors": ONE, "b.safetensors": other})
@@ -234,7 +233,7 @@ def test_any_json_is_an_index_or_a_value_error(table: dict[str, object]) -> None
     assert all("/" not in shard and shard.endswith(".safetensors") for shard in index.shards)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.data())
 def test_a_header_with_any_bytes_changed_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -242,8 +241,9 @@ def test_a_header_with_any_bytes_changed_is_read_or_refused(
     path = tmp_path_factory.getbasetemp() / "changed.safetensors"
     write_shard(path, weights())
     text = bytearray(path.read_bytes())
+    last = int.from_bytes(text[:8], "little") + 7
     for _ in range(data.draw(st.integers(1, 4))):
-        position = data.draw(st.integers(0, int.from_bytes(text[:2], "little") + 7))
+        position = data.draw(st.integers(0, last))
         text[position] = data.draw(st.integers(0, 255))
     path.write_bytes(text)
     try:

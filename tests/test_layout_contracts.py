@@ -2,7 +2,7 @@
 
 import pytest
 
-from ark_dist.core.layout import Layout, MeshShape, P
+from ark_dist.core.layout import MeshShape, P, Share
 
 
 def test_a_partition_is_a_tuple_of_axis_names() -> None:
@@ -31,5 +31,11 @@ def test_a_mesh_without_axes_has_one_rank() -> None:
     assert MeshShape(()).coordinates(0) == {}
 
 
-def test_a_layout_is_whole_unless_it_says_partial() -> None:
-    assert Layout((((0, 4),), ((4, 8),))).partial is False
+def test_a_rank_with_an_empty_part_holds_nothing() -> None:
+    share = Share(3, (((0, 4), (0, 2)), ((4, 4), (0, 2))))
+    assert [share.is_held_by(rank) for rank in range(2)] == [True, False]
+
+
+def test_of_a_tensor_without_dimensions_an_empty_interval_says_nothing() -> None:
+    share = Share(3, ((), ((0, 0),)))
+    assert [share.is_held_by(rank) for rank in range(2)] == [True, False]

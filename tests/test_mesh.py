@@ -6,6 +6,9 @@ from collections.abc import Callable
 import pytest
 
 import ark_dist as ark
+from ark_dist import world
+from ark_dist.comm.inproc import inproc_world
+from ark_dist.context import check_ranks
 from ark_dist.core.layout import MeshShape
 
 
@@ -152,3 +155,44 @@ def test_a_mesh_that_can_not_be_is_refused(
 ) -> None:
     with pytest.raises(error, match=re.escape(text)):
         ark.Mesh(axes)
+
+
+def test_rank_and_world_are_those_of_the_communicator() -> None:
+    with world.use(inproc_world(4)[2]) as here:
+        assert (ark.rank(), ark.world_size()) == (2, 4)
+        model = ark.Model("m")
+        assert (model.builder.rank, model.builder.world_size) == (2, 4)
+        assert ark.Mesh({"dp": -1, "tp": 2}).shape.axes == (("dp", 2), ("tp", 2))
+        assert check_ranks("Executor", None, None) is check_ranks("Executor", 2, 4) is here
+    assert (ark.rank(), ark.world_size()) == (0, 1)
+
+
+def test_a_rank_may_run_a_program_of_its_own() -> None:
+    with world.use(inproc_world(4)[2]):
+        assert check_ranks("Executor", 0, 1) is check_ranks("Executor", None, 1) is world.ALONE
+
+
+@pytest.mark.parametrize(
+    ("rank", "size", "error", "text"),
+    [
+        (
+            1,
+            4,
+            ark.ConfigError,
+            "Executor: rank is 1 and world_size is 4, but this process is rank",
+        ),
+        (
+            None,
+            2,
+            ark.ConfigError,
+            "rank is 0 and world_size is 2, but this process is rank 2 of 4",
+        ),
+        (4, 4, ValueError, "rank is 4 and world_size is 4; rank must be 0 to world_size - 1"),
+        ("0", 4, TypeError, "Executor: rank is '0'; it must be an integer"),
+    ],
+)
+def test_ranks_that_are_not_those_of_the_process_are_refused(
+    rank: int, size: int, error: type[Exception], text: str
+) -> None:
+    with world.use(inproc_world(4)[2]), pytest.raises(error, match=re.escape(text)):
+        check_ranks("Executor", rank, size)

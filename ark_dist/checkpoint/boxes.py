@@ -11,7 +11,7 @@ from ark_dist.core.shape import Box, Shape, box_size
 # Reading over a gap of up to a tenth of what is wanted costs less than another system call.
 _GAP_PART = 10
 # A run this short costs less than the call that reads it: rows within one page are read whole.
-_SHORT_BYTES = 64
+_SHORT_BYTES = 16
 _PAGE_BYTES = 4096
 
 

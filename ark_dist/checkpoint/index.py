@@ -21,6 +21,8 @@ SHARD_SUFFIX = ".safetensors"
 SUMS_KEY = "sha256"
 _MAX_NAME_BYTES = 255
 _MAX_SIZE = 2**63
+# One between two tensors and two checksums; the rest is room for metadata.
+_MAX_COMMAS = MAX_TENSORS + MAX_SHARDS
 # {metadata: {sha256: {...}}}; nobody nests deeper
 _NESTING = (b"[]", b"{}", b"{}", b"{}")
 _SUM = re.compile(r"[0-9a-f]{64}")
@@ -48,7 +50,7 @@ class Index:
 
 def parse_index(text: bytes) -> Index:
     """Return a checked index; raise ValueError or RecursionError on any flaw."""
-    table = parse_table(text, _NESTING, MAX_TENSORS, can_float=True)
+    table = parse_table(text, _NESTING, MAX_TENSORS, max_commas=_MAX_COMMAS, can_float=True)
     files = table.get("weight_map")
     metadata = table.get("metadata", {})
     if not isinstance(files, dict) or not isinstance(metadata, dict):

@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
@@ -71,10 +71,9 @@ def save_checkpoint(
 
     def prepare() -> None:
         save.plans = plan_shards(tensors, tied, metadata, max_shard_bytes)
-        if save.plans[-1].owner >= world_size:
-            raise ValueError(
-                f"save: rank {save.plans[-1].owner} owns tensors of {world_size} ranks"
-            )
+        owner = save.plans[-1].owner
+        if owner >= world_size:
+            raise ValueError(f"save: rank {owner} owns tensors, there are {world_size} ranks")
         save.claim()
 
     try:
@@ -136,21 +135,20 @@ class _Save:
         """Make the folder on rank 0, and keep other saves out of it."""
         if self._rank:
             return
-        try:
-            self._folder.mkdir()
-            self._is_new = True
-        except FileExistsError:
-            if self._folder.is_symlink() or not self._folder.is_dir():
-                kind = "a symlink" if self._folder.is_symlink() else "a file"
-                raise CheckpointError(
-                    f"{self._folder}: found {kind}, wanted a folder or nothing to save to"
-                ) from None
-        except OSError as error:
-            raise self._unsaved(error) from error
-        is_locked = self._lock()
-        for name in (INDEX_NAME, SINGLE_NAME):
-            find_mode(self._folder / name)
-        self._look_at_old(is_locked)
+        with self._named_errors():
+            try:
+                self._folder.mkdir()
+                self._is_new = True
+            except FileExistsError:
+                if self._folder.is_symlink() or not self._folder.is_dir():
+                    kind = "a symlink" if self._folder.is_symlink() else "a file"
+                    raise CheckpointError(
+                        f"{self._folder}: found {kind}, wanted a folder or nothing to save to"
+                    ) from None
+            is_locked = self._lock()
+            for name in (INDEX_NAME, SINGLE_NAME):
+                find_mode(self._folder / name)
+            self._look_at_old(is_locked)
 
     def _lock(self) -> bool:
         """Lock the folder; False where its file system has no locks."""
@@ -191,10 +189,9 @@ class _Save:
                     failure = error
             for _ in arrays:
                 pass
-        if isinstance(failure, OSError):
-            raise self._unsaved(failure) from failure
         if failure is not None:
-            raise failure
+            with self._named_errors():
+                raise failure
 
     def _write_file(
         self, plan: ShardPlan, tensors: Mapping[str, Layout], arrays: Iterator[Array | None]
@@ -217,12 +214,10 @@ class _Save:
 
     def publish(self) -> None:
         """Give this rank's files their names; no index names them yet."""
-        try:
+        with self._named_errors():
             for pending in self._pending:
                 pending.publish()
                 self._published.append(pending.path)
-        except OSError as error:
-            raise self._unsaved(error) from error
         if self._published:
             sync_folder(self._folder, self._folder)
 
@@ -236,15 +231,12 @@ class _Save:
             self._check_size(plan, tensors)
         size_bytes = sum(layout.size_bytes for layout in tensors.values())
         text = build_index(Index(files, size_bytes, self.sums))
-        pending = None
-        try:
+        with self._named_errors():
             pending = PendingFile(self._folder / INDEX_NAME, self._temporary("index"))
             self._pending.append(pending)
             pending.write(text)
             pending.finish()
             pending.publish()
-        except OSError as error:
-            raise self._unsaved(error) from error
 
     def _check_size(self, plan: ShardPlan, tensors: Mapping[str, Layout]) -> None:
         path = self._folder / self._file(plan)
@@ -289,9 +281,10 @@ class _Save:
 
     def _is_committed(self) -> bool:
         try:
-            return f"model-ark{self.token}-".encode() in (self._folder / INDEX_NAME).read_bytes()
-        except OSError:
+            files = read_index(self._folder / INDEX_NAME, allow_links=True).shards
+        except (OSError, CheckpointError):
             return False
+        return any(self.token in file for file in files)
 
     def release(self) -> None:
         """Let others save to the folder."""
@@ -299,8 +292,12 @@ class _Save:
             os.close(self._lock_fd)
             self._lock_fd = -1
 
-    def _unsaved(self, error: OSError) -> CheckpointError:
-        return CheckpointError(
-            f"{self._folder}: can't be saved: {error.strerror}; the old checkpoint, if any, is "
-            "unchanged"
-        )
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._folder}: can't be saved: {error.strerror}; the old checkpoint, if any, "
+                "is unchanged"
+            ) from error

@@ -31,7 +31,7 @@ from ark_dist.launch.devices.commands import (
 from ark_dist.launch.devices.report import failure_text, stall_text
 from ark_dist.launch.machine import Command
 from ark_dist.launch.memory import Arenas, allocate
-from ark_dist.launch.rank_memory import RankMemory
+from ark_dist.launch.rank_link import RankLink
 from ark_dist.launch.trace import TraceEvent, add_to_trace_file
 
 # wait() comes back to Python this often, so that Ctrl-C works.
@@ -86,7 +86,7 @@ class CpuDevice:
         self.plan = plan
         self._settings = settings
         self._communicator = communicator
-        self._shared: RankMemory | None = None
+        self._link: RankLink | None = None
         self._trace_rows = TRACE_ROWS if settings.trace_path else 0
         self._clock_start = (0, 0)
         self._tables: Tables | None = None
@@ -118,10 +118,15 @@ class CpuDevice:
         assert self._tables is not None
         if self._communicator is not None and self.plan.world_size > 1:
             tables = self._tables
-            self._shared = RankMemory(
-                self.plan, self._communicator, tables.flags, tables.counter_count
+            self._link = RankLink(
+                self.plan,
+                self._communicator,
+                tables.flags,
+                tables.counter_count,
+                self._settings.timeout_s,
             )
-        return allocate(self.plan, self._shared)
+            return self._link.arenas
+        return allocate(self.plan)
 
     def start(self, arenas: Arenas) -> None:
         """Start the workers on this memory; they sleep until a command comes."""
@@ -129,10 +134,10 @@ class CpuDevice:
         if self._blocks is not None:
             # A worker was stuck when the kernel before ended: it may have come free since.
             self.stop()
-        if self._shared is not None:
-            self._shared.start()
+        if self._link is not None:
+            self._link.start()
         self._blocks = _make_blocks(
-            self.plan, self._tables, arenas, self._settings, self._trace_rows, self._shared
+            self.plan, self._tables, arenas, self._settings, self._trace_rows, self._link
         )
         self._arenas = arenas
         self._sequence = self._collected = 0
@@ -162,8 +167,8 @@ class CpuDevice:
         method = self.plan.method_names.index(command.method)
         participants = int(self._tables.methods[method]["participants"])
         write_command(self._commands, sequence, self.plan, self._tables, command, participants)
-        if self._shared is not None:
-            self._shared.post(sequence, command_text(command))
+        if self._link is not None:
+            self._link.post(sequence, command_text(command))
         self._sequence = sequence
         if participants:
             self._library.ark_kernel_post(self._address, sequence)
@@ -173,8 +178,8 @@ class CpuDevice:
     def wait(self, timeout_s: float) -> list[int]:
         """Sleep until all commands are done."""
         self._await(self._sequence, timeout_s)
-        if self._shared is not None:
-            self._check_neighbours(self._shared.compare_all)
+        if self._link is not None:
+            self._check_neighbours(self._link.rest)
         while self._collected < self._sequence:
             self._collect(self._collected + 1)
         results, self._results = self._results, {}
@@ -188,8 +193,8 @@ class CpuDevice:
 
     def leave(self) -> None:
         """Tell the other ranks that this one computes no more."""
-        if self._shared is not None:
-            self._shared.leave()
+        if self._link is not None:
+            self._link.memory.leave()
 
     def stop(self) -> None:
         """Let the workers leave and the memory go; commands that are not done are dropped."""
@@ -209,8 +214,8 @@ class CpuDevice:
         if self._settings.trace_path is not None:
             add_to_trace_file(self._settings.trace_path, self.plan, self._trace(self._blocks))
         self._blocks = self._arenas = None
-        if self._shared is not None:
-            self._shared.leave()
+        if self._link is not None:
+            self._link.stop()
 
     def _clocks(self) -> tuple[int, int]:
         """The trace clock and the monotonic clock in nanoseconds, read together."""
@@ -249,8 +254,8 @@ class CpuDevice:
                 return
             if outcome < 0:
                 raise self._failure()
-            if self._shared is not None:
-                self._check_neighbours(self._shared.check)
+            if self._link is not None:
+                self._check_neighbours(self._link.memory.check)
             left_s -= slice_s
             if left_s <= 0:
                 raise TimeoutError(
@@ -260,11 +265,11 @@ class CpuDevice:
 
     def _check_neighbours(self, check: Callable[[], None]) -> None:
         """End the kernel if another rank does something else, or will not come."""
-        assert self._shared is not None
+        assert self._link is not None
         try:
             check()
         except ArkError as error:
-            self._shared.fail(str(error))
+            self._link.memory.fail(str(error))
             self.abort()
             self.stop()
             raise
@@ -272,8 +277,8 @@ class CpuDevice:
     def _failure(self) -> ArkError:
         """What ended the kernel; its threads are gone afterwards."""
         error = self._local_failure()
-        if self._shared is not None:
-            self._shared.fail(str(error))
+        if self._link is not None:
+            self._link.memory.fail(str(error))
         return error
 
     def _local_failure(self) -> ArkError:
@@ -291,9 +296,9 @@ class CpuDevice:
         if reason == abi.STALLED:
             limit_s = self._settings.timeout_s
             return StallError(stall_text(self.plan, blocks.statuses, limit_s=limit_s) + stuck)
-        if reason == abi.PEER_ABORT and self._shared is not None:
+        if reason == abi.PEER_ABORT and self._link is not None:
             try:
-                self._shared.check()
+                self._link.memory.check()
             except ArkError as error:
                 return error
         return ArkError(f"rank {self.plan.rank}: the kernel was aborted{stuck}")
@@ -360,9 +365,10 @@ def _make_blocks(
     arenas: Arenas,
     settings: Settings,
     trace_rows: int,
-    shared: RankMemory | None,
+    link: RankLink | None,
 ) -> Blocks:
     workers = plan.target.worker_count
+    shared = None if link is None else link.memory
     local = (0, 1) if shared is None else shared.place_on_node
     addresses_of = [arenas.address(name) for name in ARENAS]
     addresses_of += [int(arenas.peers[buffer].ctypes.data) for buffer in tables.peers]

@@ -16,7 +16,8 @@ from ark_dist.core.view import View
 from ark_dist.launch.devices.commands import command_text
 from ark_dist.launch.machine import Chooser, Command, Machine, NoFlags, in_task_order
 from ark_dist.launch.memory import Arenas, allocate
-from ark_dist.launch.rank_memory import RankMemory, SharedFlags, flag_rows
+from ark_dist.launch.rank_link import RankLink
+from ark_dist.launch.rank_memory import SharedFlags, flag_rows
 from ark_dist.scheduler.tile import node_boxes
 
 
@@ -36,13 +37,14 @@ class NumpyDevice:
         self._choose = choose
         self._communicator = communicator
         self._timeout_s = timeout_s
-        self._shared: RankMemory | None = None
+        self._link: RankLink | None = None
         self._pending: list[Command] = []
         self._arenas: Arenas | None = None
         self._machine = self._new_machine()
 
     def _new_machine(self) -> Machine:
-        flags = NoFlags() if self._shared is None else SharedFlags(self._shared, self._timeout_s)
+        link = self._link
+        flags = NoFlags() if link is None else SharedFlags(link.memory, self._timeout_s)
         return Machine(self.plan, self._body, self._choose, flags)
 
     def compile(self, on_compile: Callable[[Path], None]) -> None:
@@ -52,22 +54,23 @@ class NumpyDevice:
         """Make the program's memory in that of this process, and what its node shares."""
         if self._communicator is not None and self.plan.world_size > 1:
             rows = flag_rows(self.plan)
-            self._shared = RankMemory(self.plan, self._communicator, rows, len(rows))
-        return allocate(self.plan, self._shared)
+            self._link = RankLink(self.plan, self._communicator, rows, len(rows), self._timeout_s)
+            return self._link.arenas
+        return allocate(self.plan)
 
     def start(self, arenas: Arenas) -> None:
         """Take the memory to work on."""
         self._arenas = arenas
         self._sequence = 0
-        if self._shared is not None:
-            self._shared.start()
+        if self._link is not None:
+            self._link.start()
         self._machine = self._new_machine()
 
     def post(self, command: Command) -> None:
         """Remember the command; the work is done by `wait`."""
         self._sequence += 1
-        if self._shared is not None:
-            self._shared.post(self._sequence, command_text(command))
+        if self._link is not None:
+            self._link.post(self._sequence, command_text(command))
         self._pending.append(command)
 
     def wait(self, timeout_s: float) -> list[int]:
@@ -75,12 +78,12 @@ class NumpyDevice:
         pending, self._pending = self._pending, []
         try:
             done = [self._machine.run(command) for command in pending]
-            if self._shared is not None:
-                self._shared.compare_all()
+            if self._link is not None:
+                self._link.rest()
             return done
         except ArkError as error:
-            if self._shared is not None:
-                self._shared.fail(str(error))
+            if self._link is not None:
+                self._link.memory.fail(str(error))
             raise
 
     def abort(self) -> None:
@@ -88,15 +91,15 @@ class NumpyDevice:
 
     def leave(self) -> None:
         """Tell the other ranks that this one computes no more."""
-        if self._shared is not None:
-            self._shared.leave()
+        if self._link is not None:
+            self._link.memory.leave()
 
     def stop(self) -> None:
         """Let go of the memory."""
         self._arenas = None
         self._pending = []
-        if self._shared is not None:
-            self._shared.leave()
+        if self._link is not None:
+            self._link.stop()
 
     def _body(self, method: Method, task_id: int, iteration: int, command: Command) -> bool:
         assert self._arenas is not None
