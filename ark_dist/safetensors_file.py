@@ -161,7 +161,8 @@ def read_into(fd: int, begin: int, target: memoryview, path: str) -> None:
             raise CheckpointError(f"{path}: reading at byte {begin + done}: {error}") from error
         if count == 0:
             raise ShardCorruptError(
-                f"{path}: the file ends at byte {begin + done}, wanted {begin + len(target)}; "
+                f"{path}: the file ends at byte {os.fstat(fd).st_size}, wanted "
+                f"{begin + len(target)}; "
                 "it was cut short while it was read, fetch it again"
             )
         done += count

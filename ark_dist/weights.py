@@ -95,8 +95,9 @@ def _load_checkpoint(
 
 def _destination(binding: Binding, parameter: Parameter) -> Array | Callable[[Array], None]:
     memory, view = binding.session.memory, parameter.value.view
-    # Where views are copies, as those of a GPU's memory are, only write() reaches it.
-    if type(memory).view is Arenas.view:
+    # Where views are copies, as those of a GPU's memory are, or where this rank has a part of
+    # the tensor, only write() reaches it.
+    if binding.shares is None and type(memory).view is Arenas.view:
         array = memory.view(view)
         if array.flags.writeable:
             return array

@@ -96,6 +96,11 @@ class Endpoint(Protocol):
         """Give it up."""
 
 
+def farewell(rank: int, code: int, reason: str) -> str:
+    """What is said when a rank aborts."""
+    return f"rank {rank} gave up with code {code}: {reason}"
+
+
 def yield_core(round_index: int) -> None:
     """Pause between two polls: give the core to others, and sleep if it takes long."""
     if round_index < _BUSY_ROUNDS:

@@ -18,7 +18,7 @@ from ark_dist.comm.arrays import (
 )
 from ark_dist.comm.collectives import Talk
 from ark_dist.comm.communicator import DEFAULT_TIMEOUT_S, Bytes, Window
-from ark_dist.comm.endpoint import COLLECTIVE, COMPARE, POINT_TO_POINT, Endpoint, Route
+from ark_dist.comm.endpoint import COLLECTIVE, COMPARE, POINT_TO_POINT, Endpoint, Route, farewell
 from ark_dist.comm.flight import EVERYWHERE, LABEL_BYTES, Label
 from ark_dist.comm.waiting import Call, MessageWork, Waiter
 from ark_dist.core.errors import CommMismatch, CommTimeout
@@ -257,10 +257,10 @@ class GroupCommunicator:
 
     def abort(self, code: int, reason: str) -> NoReturn:
         """End the work of all ranks, the processes' too where the launcher can."""
-        text = f"rank {self.rank} gave up with code {code}: {reason}"
+        text = farewell(self.rank, code, reason)
         self.waiter.failure = text
         self.waiter.record.fail(EVERYWHERE, text)
-        self.endpoint.abort(code, text)
+        self.endpoint.abort(code, reason)
 
     def check(self) -> None:
         """Raise if the communicator is broken, closed, or has lost a rank of this node."""

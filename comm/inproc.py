@@ -11,7 +11,7 @@ from typing import NoReturn
 import numpy as np
 
 from ark_dist.comm.communicator import DEFAULT_TIMEOUT_S, Bytes, Communicator, Window
-from ark_dist.comm.endpoint import Endpoint, Request, Route, check_message
+from ark_dist.comm.endpoint import Endpoint, Request, Route, check_message, farewell
 from ark_dist.comm.flight import FlightRecord, Label, new_record
 from ark_dist.comm.group import GroupCommunicator
 from ark_dist.core.errors import CommAborted, CommError
@@ -85,7 +85,7 @@ class _World:
         self.changed = threading.Condition()
         self.version = 0
         self.records = {rank: new_record() for rank in range(size)}
-        self.windows: dict[tuple[int, int], dict[int, Bytes]] = defaultdict(dict)
+        self.windows: dict[tuple[int, tuple[int, ...], int], dict[int, Bytes]] = defaultdict(dict)
         self._sends: dict[_Key, deque[_Message]] = defaultdict(deque)
         self._recvs: dict[_Key, deque[_Message]] = defaultdict(deque)
         self._faults = frozenset(faults)
@@ -204,7 +204,7 @@ class InprocEndpoint:
     ) -> Window:
         """Share memory with the other threads."""
         self._window_count += 1
-        parts = self._world.windows[self.context, self._window_count]
+        parts = self._world.windows[self.context, self.members, self._window_count]
         memory = mmap.mmap(-1, max(1, size_bytes))
         parts[self.rank] = np.frombuffer(memory, np.uint8)[:size_bytes]
         talk.barrier(timeout_s=timeout_s)
@@ -217,7 +217,7 @@ class InprocEndpoint:
 
     def abort(self, code: int, reason: str) -> NoReturn:
         """End all ranks' work: the flight record tells the others."""
-        raise CommAborted(reason)
+        raise CommAborted(farewell(self.rank, code, reason))
 
     def close(self, *, is_broken: bool) -> None:
         """Give it up."""

@@ -22,6 +22,7 @@ from ark_dist.comm.endpoint import (
     Request,
     Route,
     check_message,
+    farewell,
     yield_core,
 )
 from ark_dist.comm.flight import PAGE_BYTES, FlightRecord, Label, new_record
@@ -145,7 +146,7 @@ class MpiEndpoint:
         """End all processes."""
         from mpi4py import MPI
 
-        print(reason, file=sys.stderr, flush=True)
+        print(farewell(self.rank, code, reason), file=sys.stderr, flush=True)
         MPI.COMM_WORLD.Abort(code)
         os._exit(code)  # not reached where MPI does as it says
 

@@ -187,14 +187,22 @@ def connect(
         CommTimeout: it was still in progress after the limit, and failed on no rank.
     """
     unique_id = share_unique_id(control, library, options.timeout_s)
-    comm, problem = ncclComm_t(), None
+    comm, problem, limit_s = ncclComm_t(), None, options.timeout_s
     what = "ncclCommInitRankConfig"
-    try:
+
+    def start() -> None:
         gpu.activate()
         config = config_of(library, options)
         library.ncclCommInitRankConfig(control.size, unique_id, control.rank, config, comm)
+
+    try:
+        start_s = time.monotonic()
+        # A thread of its own: CUDA may wait for a kernel of this GPU before NCCL even starts.
+        call_bounded(what, start, limit_s)
+        gpu.activate()  # in this thread, for the calls to come
+        left_s = max(0.0, limit_s - (time.monotonic() - start_s))
         poll = partial(library.ncclCommGetAsyncError, comm)
-        settle(library, poll, what, control.rank, options.timeout_s, seq=0)
+        settle(library, poll, what, control.rank, left_s, seq=0)
     except Exception as error:  # whatever it is, the other ranks have to learn of it
         problem = error
     try:
@@ -276,22 +284,32 @@ def abort_comm(library: NCCLLibrary, comm: ncclComm_t) -> str:
     return run_bounded("ncclCommAbort", lambda: library.ncclCommAbort(comm), ABORT_S)
 
 
-def run_bounded(what: str, function: Callable[[], None], limit_s: float) -> str:
-    """Call a function that may hang, in a thread of its own; return what went wrong, or "".
+def call_bounded(what: str, function: Callable[[], None], limit_s: float) -> None:
+    """Call a function that may hang, in a thread of its own; CommTimeout if it does.
 
     The thread of its own is outside of any group of the caller's, which would put an abort off.
     """
-    problems: list[str] = []
+    errors: list[Exception] = []
 
     def call() -> None:
         try:
             function()
-        except Exception as error:  # reported, not lost in a thread
-            problems.append(str(error))
+        except Exception as error:  # raised below, not lost in a thread
+            errors.append(error)
 
     thread = threading.Thread(target=call, name=what, daemon=True)
     thread.start()
     thread.join(limit_s)
     if thread.is_alive():
-        return f"{what} did not end in {limit_s} s"
-    return "; ".join(problems)
+        raise CommTimeout(f"{what} did not end in {limit_s} s", op=what, waited_s=limit_s)
+    if errors:
+        raise errors[0]
+
+
+def run_bounded(what: str, function: Callable[[], None], limit_s: float) -> str:
+    """The same, where nothing may stop the caller; return what went wrong, or ""."""
+    try:
+        call_bounded(what, function, limit_s)
+    except Exception as error:
+        return str(error)
+    return ""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ark_dist.comm.communicator import DEFAULT_TIMEOUT_S, Bytes, Communicator, Window
-from ark_dist.comm.endpoint import Endpoint, Request, Route, yield_core
+from ark_dist.comm.endpoint import Endpoint, Request, Route, farewell, yield_core
 from ark_dist.comm.flight import PAGE_BYTES, FlightRecord, Label
 from ark_dist.comm.group import GroupCommunicator
 from ark_dist.comm.process import node_name
@@ -87,7 +87,7 @@ class ShmEndpoint:
         """End all ranks' work: by the launcher where it started them."""
         if self._talk.backend == "mpi":
             self._talk.abort(code, reason)
-        raise CommAborted(reason)
+        raise CommAborted(farewell(self.rank, code, reason))
 
     def close(self, *, is_broken: bool) -> None:
         """Give it up."""

@@ -312,7 +312,7 @@ class _Lowering:
         reduce = str(node.attributes["reduce"])
         is_mean = reduce == "mean"
         attrs: dict[str, AttrValue] = {
-            "reduce": "sum" if is_mean else reduce,
+            "how": "sum" if is_mean else reduce,
             "scale": 1.0 / len(message.ranks) if is_mean else None,
         }
         self._compute("reduce_parts", parts, target, attrs)

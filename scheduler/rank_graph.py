@@ -13,7 +13,7 @@ from ark_dist.core.op import AttrValue
 from ark_dist.core.shape import Box, Shape, box_shape, box_size, row_major_strides
 from ark_dist.core.view import View
 from ark_dist.scheduler.layouts import narrowed, part
-from ark_dist.scheduler.routes import Move, Tensor, gather_cuts, received_bytes
+from ark_dist.scheduler.routes import Move, Tensor, gather_cuts, largest_bytes
 
 STAGE_AXIS = "pp"
 
@@ -213,7 +213,7 @@ class RankNodes:
     def note(self, node: str, move: Move, whole: Whole, reason: str) -> None:
         """Say what a move is for."""
         group = self.place.group(move.axes)
-        size = received_bytes(whole.tensor, move, 1)
+        size = largest_bytes(whole.tensor, move.after.cuts)
         self.notes.append(Note(node, move.op, group, size, reason))
 
 

@@ -137,11 +137,13 @@ class Network:
     def _seconds(self, tensor: Tensor, move: Move) -> float:
         rate, latency = self._link(move.axes)
         count = self.size(move.axes)
-        size = received_bytes(tensor, move, count)
+        size = largest_bytes(tensor, move.after.cuts)
         if move.op == "all_reduce":
             # Direct: each rank reads all others' values. Else reduce_scatter, then all_gather.
             direct = latency + size * (count - 1) / rate
             return min(direct, 2 * (latency + size * (count - 1) / count / rate))
+        if move.op == "reduce_scatter":
+            return latency + size * (count - 1) / rate
         return latency + size * (count - 1) / count / rate
 
     def read_seconds(self, size_bytes: float) -> float:
@@ -158,12 +160,6 @@ def _leaves_node(mesh: MeshShape, nodes: tuple[int, ...], axes: tuple[str, ...])
         rest = tuple((name, at) for name, at in place if name not in axes)
         found.setdefault(rest, set()).add(nodes[rank])
     return any(len(group) > 1 for group in found.values())
-
-
-def received_bytes(tensor: Tensor, move: Move, count: int) -> int:
-    """Bytes that the `count` ranks of a group have together, each element once."""
-    size = largest_bytes(tensor, move.after.cuts)
-    return size * count if move.op in ("reduce_scatter", "redistribute") else size
 
 
 def largest_bytes(tensor: Tensor, cuts: Cuts) -> int:

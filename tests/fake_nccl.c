@@ -206,7 +206,8 @@ EXPORT int cuDevicePrimaryCtxRetain(void** context, int device) {
 }
 EXPORT int cuCtxSetCurrent(void* context) {
   char details[32];
-  my_device = (int)(intptr_t)context - 1;
+  /* Ranks are numbered like their GPUs, for calls that name no communicator. */
+  my_rank = my_device = (int)(intptr_t)context - 1;
   snprintf(details, sizeof details, " device=%d", my_device);
   return enter("cuCtxSetCurrent", -1, details);
 }

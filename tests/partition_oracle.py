@@ -185,9 +185,7 @@ def _result(node: Node, place: int, group: tuple[int, ...], given: list[Array]) 
     source, target = (_boxes(attrs[name], len(group)) for name in ("source", "target"))
     result = np.zeros([b - a for a, b in target[place]], given[0].dtype)
     for box, value in reversed(list(zip(source, given, strict=True))):
-        common = [
-            (max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, target[place], strict=True)
-        ]
+        common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, target[place], strict=True)]
         if all(a < b for a, b in common):
             result[_inside(common, target[place])] = value[_inside(common, box)]
     return result
@@ -230,7 +228,7 @@ def _cut(array: Array, share: Share, rank: int) -> Array:
     return array[tuple(slice(a, b) for a, b in share.parts[rank])] if array.shape else array
 
 
-def sharded(graph: Graph, shards: Mapping[str, P]) -> Graph:
+def sharded(graph: Graph, shards: Mapping[str, P | None]) -> Graph:
     """The graph with annotations on some buffers, by name."""
     names = {buffer.name for buffer in graph.buffers}
     assert names >= set(shards), f"{set(shards) - names} are no buffers"

@@ -120,7 +120,9 @@ def test_arrays_of_any_order_are_saved_by_value(tmp_path: Path) -> None:
 
 
 def test_a_file_ends_before_it_gets_too_long() -> None:
-    arrays = {str(i): np.zeros(n, np.uint8) for i, n in enumerate((4, 4, 4, 30, 1, 0))}
+    arrays: dict[str, Array] = {
+        str(i): np.zeros(n, np.uint8) for i, n in enumerate((4, 4, 4, 30, 1, 0))
+    }
     plans = plan_shards(layouts(arrays), {}, {}, 10)
     assert [plan.names for plan in plans] == [("0", "1"), ("2",), ("3",), ("4", "5")]
     assert plans[0].tail == "00001-of-00004.safetensors"

@@ -47,10 +47,10 @@ def test_every_rank_makes_its_gpu_current_and_joins_with_the_id_of_rank_0(
 ) -> None:
     comms = on_ranks(size, start(fake))
     assert [(c.rank, c.size, c.backend) for c in comms] == [(r, size, "nccl") for r in range(size)]
-    log = [text for _, text in fake.log()]
-    assert log.count("ncclGetUniqueId") == 1
+    log = fake.log()
+    assert [text for _, text in log].count("ncclGetUniqueId") == 1
     for rank, nccl in enumerate(comms):
-        assert log.index(f"cuCtxSetCurrent device={rank}") < len(log)
+        assert log.index((-1, f"cuCtxSetCurrent device={rank}")) < log.index((rank, INIT))
         assert fake.calls(rank) == [INIT]
         assert nccl.handle.library.ncclCommCuDevice(nccl.handle.comm) == rank
         assert nccl.capabilities == {"stream", "symmetric", "device_api"}
@@ -150,6 +150,15 @@ def test_a_start_that_hangs_ends_in_time_on_every_rank(fake: Fake) -> None:
         assert error.waited_s >= SHORT_S
     assert time.monotonic() - start_s < 10
     assert fake.calls(0)[-1] == fake.calls(1)[-1] == "ncclCommAbort"
+
+
+def test_a_start_that_does_not_even_return_ends_in_time_on_every_rank(fake: Fake) -> None:
+    fake.library.fake_sleep(INIT.encode(), 0, 5000)
+    start_s = time.monotonic()
+    for error in errors(2, start(fake, timeout_s=SHORT_S)):
+        assert isinstance(error, CommTimeout)
+        assert f"rank 0: {INIT} did not end in 1.0 s" in str(error)
+    assert time.monotonic() - start_s < 5
 
 
 def test_the_advice_never_overrides_the_user() -> None:

@@ -8,6 +8,7 @@ import pytest
 from ark_dist.core.errors import ConfigError
 from ark_dist.core.settings import launcher_environment
 from ark_dist.launch.cause import Outcome, root_cause
+from ark_dist.launch.error_file import Record
 from ark_dist.launch.mpirun import (
     Mpirun,
     find_mpirun,
@@ -83,14 +84,8 @@ def test_each_mpi_gets_the_flags_it_needs(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_launchers_environment_has_nothing_of_another_launcher(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in (
-        "PMI_RANK",
-        "PMI_FD",
-        "PMIX_RANK",
-        "OMPI_COMM_WORLD_SIZE",
-        "RANK",
-        "ARK_DIST_RANK",
-    ):
+    others = {"PMI_RANK", "PMI_FD", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "RANK", "ARK_DIST_RANK"}
+    for name in others:
         monkeypatch.setenv(name, "1")
     for name in ("SLURM_NTASKS", "OMPI_MCA_btl", "HYDRA_LAUNCHER"):
         monkeypatch.setenv(name, "kept")
@@ -99,24 +94,23 @@ def test_a_launchers_environment_has_nothing_of_another_launcher(
     assert {"SLURM_NTASKS", "OMPI_MCA_btl", "HYDRA_LAUNCHER", "ADDED", "PATH"} <= set(environment)
 
 
-def outcome(rank: int, code: int | None, when: float, **error: object) -> Outcome:
-    """How a rank ended, with an error file if there is something in it."""
-    record = {"time": when, **error} if error else None
-    return Outcome(rank, "host", 1, code, False, when, record, ())
+def outcome(rank: int, code: int | None, when: float, error: str = "") -> Outcome:
+    """How a rank ended, with an error file if the error has a name."""
+    record: Record = {"time": when, "code": code, "type": error}
+    record["is_consequence"] = error == "PeerLost"
+    return Outcome(rank, "host", 1, code, False, when, record if error else None, ())
 
 
 def test_the_earliest_failure_of_its_own_is_the_cause() -> None:
-    own = outcome(2, 70, 9.0, code=70, type="ValueError")
-    assert root_cause([outcome(0, 0, 1.0), outcome(1, 70, 10.0, code=70), own]) is own
-    stalled = outcome(0, 75, 1.0, code=75, type="CommTimeout")
-    lost = outcome(1, 75, 0.5, code=75, type="PeerLost", is_consequence=True)
-    told = outcome(1, 143, 0.4)
+    own = outcome(2, 70, 9.0, "ValueError")
+    assert root_cause([outcome(0, 0, 1.0), outcome(1, 70, 10.0, "KeyError"), own]) is own
+    stalled, lost = outcome(0, 75, 1.0, "CommTimeout"), outcome(1, 75, 0.5, "PeerLost")
+    told, killed = outcome(1, 143, 0.4), outcome(2, -9, 5.0)
     assert root_cause([stalled, lost, own]) is own
     assert root_cause([stalled, lost, told]) is stalled
-    assert root_cause([lost, outcome(0, None, float("inf"))]) is lost
-    assert root_cause([lost, outcome(0, -15, 0.1)]).rank == 0  # type: ignore[union-attr]
-    killed = outcome(2, -9, 5.0)
     assert root_cause([stalled, lost, killed]) is killed
+    assert root_cause([lost, outcome(0, None, float("inf"))]) is lost
+    assert root_cause([lost, told]) is told
     assert root_cause([outcome(0, 0, 1.0)]) is None
 
 

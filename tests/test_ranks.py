@@ -4,6 +4,7 @@ import logging
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,13 @@ def test_every_launchers_variables_are_read(
     environ: dict[str, str], launcher: str, source: str
 ) -> None:
     assert find_ranks(environ) == Ranks(1, 4, 1, 2, launcher, source)
+
+
+def test_the_document_lists_every_launchers_variables_in_the_order_they_are_believed() -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "launching.md").read_text("utf-8")
+    rows = re.findall(r"^\| [^|]+ \| (`[A-Z].*) \|$", text, re.M)
+    named = [re.findall(r"`(\w+)`", row) for row in rows]
+    assert named == [[n for group in names for n in group] for names in LAUNCHERS.values()]
 
 
 def test_slurm_counts_in_a_job_step_only() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from ark_dist.core.errors import ConfigError
 from ark_dist.core.settings import ISAS, read_settings
 
 
@@ -16,6 +17,9 @@ def test_an_empty_environment_gives_the_defaults() -> None:
     assert settings.timeout_s == 60.0
     assert settings.device is None
     assert settings.log_level == "INFO"
+    assert settings.log_dir is None
+    assert settings.nccl is None
+    assert settings.faults == ()
 
 
 def test_every_variable_is_taken() -> None:
@@ -29,6 +33,9 @@ def test_every_variable_is_taken() -> None:
             "ARK_DIST_TIMEOUT_S": "0.25",
             "ARK_DIST_DEVICE": "numpy",
             "ARK_DIST_LOG": "debug",
+            "ARK_DIST_LOG_DIR": "/logs",
+            "ARK_DIST_NCCL": "/lib/libnccl.so.2",
+            "ARK_DIST_FAULT": "run,kind=raise",
         }
     )
     assert settings.cache_dir == Path("/some/where")
@@ -39,10 +46,17 @@ def test_every_variable_is_taken() -> None:
     assert settings.timeout_s == 0.25
     assert settings.device == "numpy"
     assert settings.log_level == "DEBUG"
+    assert settings.log_dir == Path("/logs")
+    assert settings.nccl == "/lib/libnccl.so.2"
+    assert [fault.kind for fault in settings.faults] == ["raise"]
 
 
 @pytest.mark.parametrize(
-    "name", ["CACHE_DIR", "CXX", "ISA", "WORKERS", "TIMEOUT_S", "DEVICE", "LOG"]
+    "name",
+    [
+        *("CACHE_DIR", "CXX", "ISA", "WORKERS", "TIMEOUT_S", "DEVICE", "LOG"),
+        *("LOG_DIR", "NCCL", "FAULT"),
+    ],
 )
 def test_an_empty_variable_counts_as_unset(name: str) -> None:
     assert read_settings({f"ARK_DIST_{name}": ""}) == read_settings({})
@@ -70,3 +84,8 @@ def test_a_number_that_is_none_names_its_variable(name: str, value: str) -> None
 def test_a_worker_count_must_be_a_whole_number(value: str) -> None:
     with pytest.raises(ValueError, match=f"^ARK_DIST_WORKERS is '{value}'; it must be a whole"):
         read_settings({"ARK_DIST_WORKERS": value})
+
+
+def test_a_bad_variable_is_a_configuration_error_too() -> None:
+    with pytest.raises(ConfigError):
+        read_settings({"ARK_DIST_TIMEOUT_S": "soon"})

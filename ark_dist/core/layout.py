@@ -70,7 +70,7 @@ class Note:
         node: the node that it is for.
         op: the communication operator.
         ranks: who takes part.
-        bytes: what this rank receives, at most.
+        bytes: what a rank gets by it, at most.
         reason: why, in words.
     """
 

@@ -118,6 +118,7 @@ class Settings:
         trace_path: file that every kernel adds the trace of its tasks to; None is off.
         log_dir: folder of the ranks' error files and logs; None means one in the temporary folder.
         faults: what to break on purpose, for tests.
+        nccl: NCCL's library file; None means the one that is installed.
     """
 
     cache_dir: Path | None
@@ -131,6 +132,7 @@ class Settings:
     trace_path: Path | None = None
     log_dir: Path | None = None
     faults: tuple[Fault, ...] = ()
+    nccl: str | None = None
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -152,6 +154,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         trace_path=Path(env["ARK_DIST_TRACE"]) if env.get("ARK_DIST_TRACE") else None,
         log_dir=Path(env["ARK_DIST_LOG_DIR"]) if env.get("ARK_DIST_LOG_DIR") else None,
         faults=read_faults(env),
+        nccl=env.get("ARK_DIST_NCCL") or None,
     )
 
 

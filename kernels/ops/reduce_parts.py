@@ -21,15 +21,15 @@ def _infer(specs: Specs, attrs: Attrs) -> Spec:
     check_dtypes("reduce_parts", ALL_DTYPES, specs)
     if any(spec.shape != specs[0].shape for spec in specs):
         raise ValueError(f"reduce_parts: shapes {[s.shape for s in specs]} differ")
-    if attrs["reduce"] not in REDUCTIONS:
-        raise ValueError(f"reduce_parts: reduce is {attrs['reduce']!r}; it must be sum, max or min")
+    if attrs["how"] not in REDUCTIONS:
+        raise ValueError(f"reduce_parts: how is {attrs['how']!r}; it must be sum, max or min")
     if attrs["scale"] is not None and not specs[0].dtype.is_float:
         raise TypeError(f"reduce_parts: {specs[0].dtype} can't be scaled; use a float")
     return specs[0]
 
 
 def _reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
-    combine = REDUCTIONS[str(attrs["reduce"])]
+    combine = REDUCTIONS[str(attrs["how"])]
     with np.errstate(all="ignore"):
         total: Array = reduce(combine, tiles)
         scale = attrs["scale"]
@@ -51,7 +51,7 @@ register(
         summary=SUMMARY,
         arguments=(
             Argument("parts", "Sequence[Tensor]", "what to combine, in order", None),
-            Argument("reduce", "str", "sum, max or min", None),
+            Argument("how", "str", "sum, max or min", None),
             Argument("scale", "float | None", "factor of the result", None),
         ),
         dtypes=ALL_DTYPES,
@@ -65,7 +65,7 @@ register(
         localize=None,
         gradient=None,
         effect="none",
-        kernel=Kernel("map", "ark_reduce_parts", ("reduce", "scale")),
+        kernel=Kernel("map", "ark_reduce_parts", ("how", "scale")),
         expand=None,
         parts=None,
         pieces=None,

@@ -1,0 +1,71 @@
+"""A model of global shapes gives, cut over any mesh, what it gives on one rank."""
+
+import numpy as np
+import pytest
+
+import ark_dist as ark
+from ark_dist import world
+from ark_dist.comm.communicator import Communicator
+from ark_dist.core.op import Array
+from tests.rank_threads import on_ranks
+
+ROWS, WIDTH, HIDDEN = 6, 20, 36
+MESHES: list[dict[str, int]] = [
+    {"tp": 2},
+    {"tp": 3},
+    {"tp": 4},
+    {"dp": 2},
+    {"dp": 2, "tp": 2},
+    {"pp": 2, "tp": 2},
+]
+
+
+def mlp(values: dict[str, Array], mesh: ark.Mesh, device: str) -> tuple[Array, Array]:
+    """Build and run the model on this rank; return the result after one turn and after three."""
+    model = ark.Model()
+    has_data, has_stages = ("dp" in dict(mesh.axes)), ("pp" in dict(mesh.axes))
+    cut = "tp" if "tp" in dict(mesh.axes) else None
+    x = model.tensor((ROWS, WIDTH), name="x", shard=ark.P("dp" if has_data else None, None))
+    first = model.parameter((WIDTH, HIDDEN), name="first", shard=ark.P(None, cut))
+    second = model.parameter((HIDDEN, WIDTH), name="second", shard=ark.P(cut, None))
+    total = model.state((ROWS, WIDTH), name="total")
+    with model.stage(0):
+        inner = model.matmul(x, first, is_relu=True)
+    with model.stage(1 if has_stages else 0):
+        y = model.add(model.matmul(inner, second), 1.0)
+        model.add(total, y, output=total)
+    with ark.Executor(model=model, device=device, mesh=mesh, workers=1) as exe:
+        exe.compile()
+        exe.launch()
+        for name, tensor in (("x", x), ("first", first), ("second", second)):
+            tensor.from_numpy(values[name])
+        exe.run(1)
+        exe.wait()
+        once = total.to_numpy()
+        exe.run(2)
+        exe.wait()
+        return once, total.to_numpy()
+
+
+@pytest.mark.parametrize("device", ["numpy", "cpu"])
+@pytest.mark.parametrize("axes", MESHES, ids=str)
+def test_a_cut_mlp_is_right(axes: dict[str, int], device: str) -> None:
+    rng = np.random.default_rng(3)
+    values: dict[str, Array] = {
+        "x": rng.standard_normal((ROWS, WIDTH)).astype(np.float32),
+        "first": rng.standard_normal((WIDTH, HIDDEN)).astype(np.float32),
+        "second": rng.standard_normal((HIDDEN, WIDTH)).astype(np.float32),
+    }
+    wide = {name: value.astype(np.float64) for name, value in values.items()}
+    want = np.maximum(wide["x"] @ wide["first"], 0) @ wide["second"] + 1
+
+    def work(communicator: Communicator) -> tuple[Array, Array]:
+        with world.use(communicator):
+            return mlp(values, ark.Mesh(axes), device)
+
+    size = int(np.prod(list(axes.values())))
+    results = on_ranks(size, work)
+    for once, thrice in results:
+        np.testing.assert_allclose(once, want, rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(thrice, 3 * want, rtol=2e-5, atol=1e-4)
+        assert once.tobytes() == results[0][0].tobytes()
