@@ -1,5 +1,6 @@
 """Measure what is not a model's own work: dispatch, hops between workers, start-up, planning."""
 
+import json
 import resource
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from ark_dist.core.settings import child_environment
 from ark_dist.core.target import Target, wide_target
 from ark_dist.core.task import Task
 from ark_dist.executor import Executor
+from ark_dist.launch.mpirun import mpirun_command, mpirun_environment, require_mpirun
 from ark_dist.model import Model
 from ark_dist.scheduler.deps import Edges
 from ark_dist.scheduler.order import Queues, earliest_finish
@@ -88,6 +90,31 @@ def planning() -> list[Row]:
     return rows
 
 
+def all_reduce() -> list[Row]:
+    """Reduce fresh buffers of all ranks inside the kernel, against MPI and gloo."""
+    return [*_ranked("all_reduce", 2), *_ranked("all_reduce", 4)]
+
+
+def mlp() -> list[Row]:
+    """The tutorial's model, cut over two ranks, against one rank with as many workers."""
+    return _ranked("mlp", 2)
+
+
+def _ranked(bench: str, ranks: int) -> list[Row]:
+    """Run a benchmark of several ranks under mpirun."""
+    mpirun = require_mpirun("auto")
+    command = [sys.executable, "-m", "ark_dist.rank_benchmarks", bench]
+    done = subprocess.run(
+        mpirun_command(mpirun, ranks, None, command),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=600,
+        env=mpirun_environment(mpirun, ranks, ARK_DIST_LOG="WARNING"),
+    )
+    return [Row(bench, **row) for row in json.loads(done.stdout)]
+
+
 def _printed(code: str) -> list[list[str]]:
     """Run Python in a new process; return the lines `name=value` that it prints, cut in two."""
     done = subprocess.run(
@@ -102,7 +129,9 @@ def _printed(code: str) -> list[list[str]]:
 
 
 BENCHES: dict[str, Callable[[], list[Row]]] = {
+    "all_reduce": all_reduce,
     "dispatch": dispatch,
+    "mlp": mlp,
     "planning": planning,
     "startup": startup,
 }

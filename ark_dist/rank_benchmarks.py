@@ -7,14 +7,13 @@ the rows as JSON.
 from __future__ import annotations
 
 import json
-import os
 import struct
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
@@ -50,17 +49,17 @@ def all_reduce(communicator: Communicator) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     gloo = _gloo(communicator)
     for size_bytes, iterations in SIZES:
-        count = size_bytes // 4
+        count, fewer = size_bytes // 4, max(iterations // 10, 5)
         _check(communicator, count)
         with _loop(communicator, count, True) as whole, _loop(communicator, count, False) as bare:
             calls: dict[str, Callable[[], float]] = {
-                "whole": lambda: _loop_s(whole, iterations),
-                "bare": lambda: _loop_s(bare, iterations),
+                "whole": partial(_loop_s, whole, iterations),
+                "bare": partial(_loop_s, bare, iterations),
                 "mpi": _mpi_call(communicator, count, iterations),
-                "floor": _floor_call(communicator, size_bytes, max(iterations // 10, 5)),
+                "floor": _floor_call(communicator, size_bytes, fewer),
             }
             if gloo is not None:
-                calls["torch-gloo"] = gloo(count, max(iterations // 10, 5))
+                calls["torch-gloo"] = gloo(count, fewer)
             times = _in_turn(communicator, calls, ROUNDS)
         # What rewriting the input costs is not the operator's: the same loop without it.
         ours = times["whole"] - times["bare"]
@@ -187,8 +186,8 @@ def _floor_call(communicator: Communicator, size_bytes: int, rounds: int) -> Cal
 def _gloo(communicator: Communicator) -> Callable[[int, int], Callable[[], float]] | None:
     """Make calls of torch's gloo backend; None where torch is not there."""
     try:
-        import torch
-        import torch.distributed as distributed
+        import torch  # type: ignore[import-not-found,unused-ignore]  # optional: a peer
+        import torch.distributed as distributed  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         if communicator.rank == 0:
             print("torch is not installed: no comparison with gloo", file=sys.stderr)
@@ -300,6 +299,4 @@ def _wait_politely(communicator: Communicator) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("ARK_DIST_LOG", "WARNING")
-    assert Path(sys.argv[0]).name == "rank_benchmarks.py"
     main(sys.argv[1])

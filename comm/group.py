@@ -1,5 +1,6 @@
 """Turn calls on arrays into messages of an endpoint, with limits, checks and a flight record."""
 
+import atexit
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -111,6 +112,10 @@ class GroupCommunicator:
         self._posted = posted
         try:
             yield
+        except BaseException:
+            for work, _ in posted:
+                work.cancel()
+            raise
         finally:
             self._posted = None
         limits = [timeout_s for _, timeout_s in posted if timeout_s is not None]
@@ -269,8 +274,13 @@ class GroupCommunicator:
     def close(self) -> None:
         """Give it up; calls that wait for this rank then raise PeerLost."""
         if not self.waiter.is_closed:
+            atexit.unregister(self.close)
             self.waiter.is_closed = True
             self.endpoint.close(is_broken=self.waiter.failure is not None)
+
+    def close_at_exit(self) -> None:
+        """Close it when the process ends, by an exception too: the others know at once."""
+        atexit.register(self.close)
 
     def __enter__(self) -> "GroupCommunicator":
         return self

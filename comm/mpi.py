@@ -1,6 +1,5 @@
 """Carry messages by MPI; mpi4py is imported when a world is made, not before."""
 
-import atexit
 import os
 import sys
 import threading
@@ -290,6 +289,5 @@ def mpi_world(
     endpoint = MpiEndpoint(comm, members, 0, folder=folder, debug=debug, piece_bytes=piece_bytes)
     world = GroupCommunicator(endpoint, timeout_s=timeout_s, debug=debug)
     endpoint.join(world)
-    # Before MPI ends: a rank that ends early, by an exception too, is known at once.
-    atexit.register(world.close)
+    world.close_at_exit()
     return world

@@ -200,9 +200,8 @@ def connect(
         # A thread of its own: CUDA may wait for a kernel of this GPU before NCCL even starts.
         call_bounded(what, start, limit_s)
         gpu.activate()  # in this thread, for the calls to come
-        left_s = max(0.0, limit_s - (time.monotonic() - start_s))
         poll = partial(library.ncclCommGetAsyncError, comm)
-        settle(library, poll, what, control.rank, left_s, seq=0)
+        settle(library, poll, what, control.rank, limit_s, seq=0, start_s=start_s)
     except Exception as error:  # whatever it is, the other ranks have to learn of it
         problem = error
     try:
@@ -220,14 +219,15 @@ def settle(
     rank: int,
     timeout_s: float,
     seq: int,
+    start_s: float | None = None,
 ) -> None:
-    """Wait until a communicator is no longer in progress.
+    """Wait until a communicator is no longer in progress; the limit counts from `start_s` or now.
 
     Raises:
         NcclError: what it did failed.
         CommTimeout: it was still in progress after the limit.
     """
-    start_s = time.monotonic()
+    start_s = time.monotonic() if start_s is None else start_s
     while (state := poll()) == IN_PROGRESS:
         waited_s = time.monotonic() - start_s
         if waited_s >= timeout_s:

@@ -1,6 +1,5 @@
 """Connect the ranks of one node by rings of bytes in a shared window."""
 
-import atexit
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -144,6 +143,5 @@ def shm_world(
     members = tuple(range(size))
     endpoint = ShmEndpoint(rings, talk.rank, members, 0, records, folder=folder, talk=talk)
     world = GroupCommunicator(endpoint, timeout_s=timeout_s, debug=debug)
-    # A rank that ends early, by an exception too, is known at once.
-    atexit.register(world.close)
+    world.close_at_exit()
     return world

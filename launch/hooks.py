@@ -3,6 +3,7 @@
 import atexit
 import faulthandler
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
+from ark_dist.core.errors import ConfigError
 from ark_dist.launch.error_file import (
     error_path,
     error_record,
@@ -20,7 +22,7 @@ from ark_dist.launch.error_file import (
 )
 from ark_dist.launch.exit_codes import USER_ERROR, exit_code
 from ark_dist.launch.parent import die_with_parent
-from ark_dist.launch.ranks import LASTING_PARENTS, Ranks
+from ark_dist.launch.ranks import ALONE, LASTING_PARENTS, Ranks, find_ranks
 from ark_dist.launch.signals import SignalWatch
 
 STDERR = 2
@@ -217,6 +219,33 @@ def install_hooks(
     if not is_interactive():
         hooks.install()
     return hooks
+
+
+def hooked_ranks() -> Ranks:
+    """Find out which rank this process is, with hooks from the first moment on.
+
+    Until MPI is up they end this process alone, in a way that makes the launcher end the others;
+    call `install_hooks` again then, with an abort that ends all.
+
+    Raises:
+        ConfigError: as `find_ranks`; uncaught, it has its exit code.
+    """
+    try:
+        ranks = find_ranks()
+    except ConfigError:
+        install_hooks(ALONE, os._exit)
+        raise
+    if ranks.launcher != "none":
+        install_hooks(ranks, _end_for_launcher if ranks.launcher == "mpich" else os._exit)
+    return ranks
+
+
+def _end_for_launcher(code: int) -> None:
+    """End this process by a signal: mpich lets the others wait for one that exits before MPI_Init.
+
+    The error file has the code.
+    """
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def is_interactive() -> bool:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from ark_dist.core.errors import StallError, TaskError
 from ark_dist.core.graph import Node, Raise
+from ark_dist.core.message import flag_text
 from ark_dist.core.op import AttrValue
 from ark_dist.core.plan import Method, Plan
 
@@ -246,7 +247,7 @@ class Machine:
                 if have <= worker.turn:
                     return (
                         f"rank {self.plan.rank}, worker {index}: task {task} of method "
-                        f"{method.name!r} waits for flag {flag!r}: have {have}, want "
+                        f"{method.name!r} waits for {flag_text(flag)}: have {have}, want "
                         f"{worker.turn + 1}"
                     )
         return f"rank {self.plan.rank}: no worker of method {method.name!r} can go on"

@@ -24,7 +24,6 @@ from ark_dist.launch.devices.numpy import NumpyDevice
 from ark_dist.launch.session import Session, SessionOptions
 from ark_dist.launch.shares import Shares
 from ark_dist.scheduler.partition import partition
-from ark_dist.scheduler.partition import partition
 from ark_dist.scheduler.plan import PlanOptions, make_plan
 
 # Plan, settings, which GPU of this machine, and the other ranks.

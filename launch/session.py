@@ -15,6 +15,7 @@ from ark_dist.core.op import Array
 from ark_dist.core.plan import Plan
 from ark_dist.core.view import View
 from ark_dist.launch.devices.base import Device
+from ark_dist.launch.fault import fault_point
 from ark_dist.launch.machine import Command, Scalars
 from ark_dist.launch.memory import Arenas, reset_state
 
@@ -82,6 +83,7 @@ class Session:
         """Make the kernel and allocate the memory."""
         with self._calling("compile"):
             state = self._next("compile")
+            fault_point("compile", self.plan.rank)
             self._device.compile(on_compile)
             if self._arenas is None:
                 self._arenas = self._device.allocate()
@@ -129,6 +131,7 @@ class Session:
                 raise ValueError(f"run: iterations is {iterations}; it must be 0 to 2**40")
             checked = self._checked_scalars(method, scalars)
             command = Command(method, int(iterations), self._epoch, checked)
+            fault_point("run", self.plan.rank)
             # Ctrl-C in post() leaves a session that may have a run under way.
             self._state = state
             try:

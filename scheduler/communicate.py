@@ -8,7 +8,7 @@ from math import prod
 from ark_dist.core.dtype import DTYPES
 from ark_dist.core.graph import HOST, Buffer, Graph, GraphMethod, Node, Raise, freeze_attrs
 from ark_dist.core.groups import cuts_of, parts_of
-from ark_dist.core.message import Message, messages
+from ark_dist.core.message import Message, messages, named_key
 from ark_dist.core.names import Names
 from ark_dist.core.op import AttrValue
 from ark_dist.core.pieces import line_slices, pieces, resized, rows, shifted
@@ -88,6 +88,7 @@ class _Lowering:
             self._append(node)
             return
         self._stage = node.stage
+        message = replace(message, key=named_key(message.key, node.op))
         self._release([r for r in self._releases if not r.is_sent])
         if len(message.ranks) > 1 and self._is_proxied(message):
             self._ask(node, message)

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import gcd
 
 from ark_dist.core.graph import Buffer, Graph, Node
@@ -37,13 +37,11 @@ def letter(method: str, node: int, name: str, ratio: int = 1) -> Key:
     return ("letter", method, node, name, ratio)
 
 
-@dataclass
 class Classes:
     """Dimensions that are cut at the same places, as a union-find forest.
 
     Attributes:
         mesh: the size of each axis that cuts.
-        most: no class is made so coarse that this many parts would be missing.
         sizes: how many positions each dimension has.
         grid: for each root, how many units its members have in common.
         axis: for each root, the axis that cuts it.
@@ -51,14 +49,17 @@ class Classes:
         weight: for each root, the annotated bytes that speak for its axis.
     """
 
-    mesh: Mapping[str, int]
-    most: int
-    sizes: dict[Key, int] = field(default_factory=dict)
-    grid: dict[Key, int] = field(default_factory=dict)
-    axis: dict[Key, str] = field(default_factory=dict)
-    parent: dict[Key, Key] = field(default_factory=dict)
-    weight: Counter[Key] = field(default_factory=Counter)
-    _above: dict[Key, Key] = field(default_factory=dict)
+    def __init__(self, mesh: Mapping[str, int]) -> None:
+        """Start without dimensions."""
+        self.mesh = mesh
+        self.sizes: dict[Key, int] = {}
+        self.grid: dict[Key, int] = {}
+        self.axis: dict[Key, str] = {}
+        self.parent: dict[Key, Key] = {}
+        self.weight: Counter[Key] = Counter()
+        self._above: dict[Key, Key] = {}
+        # A class never gets so coarse that it could not be cut into this many parts.
+        self._most = max(mesh.values(), default=1)
 
     def add(self, key: Key, size: int) -> None:
         """Make a class of one dimension."""
@@ -80,7 +81,7 @@ class Classes:
         if a == b:
             return
         grid = gcd(self.grid[a], self.grid[b])
-        if grid >= min(self.most, self.grid[a], self.grid[b]):
+        if grid >= min(self._most, self.grid[a], self.grid[b]):
             self._above[b] = a
             self.grid[a] = grid
 
@@ -111,7 +112,7 @@ def _cover(interval: Interval, count: int, of: int) -> Interval:
     return first, -(-stop * count // max(of, 1)) if start < stop else first
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Propagated:
     """What propagation found.
 
@@ -136,7 +137,7 @@ def propagate(graph: Graph, mesh: Mapping[str, int], kept: frozenset[int]) -> Pr
 
     `mesh` has the axes that cut, `kept` are buffers that every rank has all of.
     """
-    classes = Classes(mesh, max(mesh.values(), default=1))
+    classes = Classes(mesh)
     for buffer in graph.buffers:
         for d, size in enumerate(buffer.shape):
             classes.add(dimension(buffer.id, d), size)

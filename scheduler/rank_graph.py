@@ -1,7 +1,7 @@
 """Collect the buffers and nodes of one rank, communication among them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -67,7 +67,6 @@ class Whole:
         return Tensor(self.shape, self.dtype.itemsize)
 
 
-@dataclass
 class RankNodes:
     """What this rank's graph has so far.
 
@@ -80,15 +79,17 @@ class RankNodes:
         notes: the communication so far.
     """
 
-    place: Place
-    buffers: list[Buffer] = field(default_factory=list)
-    method: str = ""
-    stage: int = 0
-    step: int = 0
-    notes: list[Note] = field(default_factory=list)
-    _names: Names = field(default_factory=Names)
-    _methods: dict[str, list[tuple[tuple[int, int, int], Node]]] = field(default_factory=dict)
-    _constants: dict[tuple[object, ...], int] = field(default_factory=dict)
+    def __init__(self, place: Place) -> None:
+        """Start without any."""
+        self.place = place
+        self.buffers: list[Buffer] = []
+        self.method = ""
+        self.stage = 0
+        self.step = 0
+        self.notes: list[Note] = []
+        self._names = Names()
+        self._methods: dict[str, list[tuple[tuple[int, int, int], Node]]] = {}
+        self._constants: dict[tuple[object, ...], int] = {}
 
     def reserve(self, name: str) -> None:
         """Keep a name for the buffer that has it in the global graph."""

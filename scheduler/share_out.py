@@ -191,7 +191,7 @@ class ShareOut:
         assert seen is not None, "buffers are not cut where they can't be written"
         box = part(seen.cuts, view.shape, at)
         if not box_size(box) or not all(has[at[axis]] for axis, has in seen.holders):
-            return self.nodes.zeros((0,) * max(len(box), 1), view.dtype)
+            return View(-1, view.dtype, 0, (0,), (1,))
         return local_view(view, buffer.shape, cuts, at, self.local[buffer.id])
 
     def _overwrites(self, node: Node, inputs: Sequence[View], target: View) -> bool:

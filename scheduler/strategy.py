@@ -96,7 +96,7 @@ class Work:
     is_kept: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Chooser:
     """Compares ways to share nodes."""
 
@@ -144,8 +144,10 @@ class Chooser:
         partial = [any(axis in _sums(held) for held in helds) for helds in work.helds]
         if not work.is_kept or not any(partial) or node.op not in LINEAR | PRODUCTS | QUOTIENTS:
             return []
-        is_float = node.output.dtype.is_float and node.inputs[0].dtype.is_float
-        if node.op in {"cast"} | QUOTIENTS and not is_float:
+        dtypes = (node.inputs[0].dtype, node.output.dtype)
+        is_float = all(dtype.is_float for dtype in dtypes)
+        is_narrower = dtypes[1].itemsize < dtypes[0].itemsize
+        if node.op in {"cast"} | QUOTIENTS and (not is_float or is_narrower):
             return []
         if node.op in LINEAR:
             # What is there in full as well is no longer worth adding up later.
@@ -217,11 +219,11 @@ class Chooser:
     def _targets(self, view: View, shape: Shape, layout: Layout, wanted: Cuts) -> Iterator[Cuts]:
         """Cuts of a buffer to try: as they are, those that are wanted, or none, per axis."""
         asked: dict[str, tuple[int, Cut]] = {}
-        for cut, place, size in zip(wanted, traced(view, shape), view.shape, strict=True):
-            if cut is not None and place is not None:
-                scaled = _scaled(cut, size, shape[place])
+        for cut, d, size in zip(wanted, traced(view, shape), view.shape, strict=True):
+            if cut is not None and d is not None:
+                scaled = _scaled(cut, size, shape[d])
                 if scaled is not None:
-                    asked[cut.axis] = (place, scaled)
+                    asked[cut.axis] = (d, scaled)
         axes = dict.fromkeys((*layout.axes, *(axis for axis, _ in layout.partial)))
         options: list[list[tuple[int, Cut] | None]] = []
         for axis in axes:

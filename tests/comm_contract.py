@@ -559,12 +559,12 @@ def main() -> None:
     from ark_dist.comm.shm import shm_world
 
     found = {}
-    plain = mpi_world(timeout_s=20)
-    worlds = {"mpi": plain, "shm": shm_world(plain, timeout_s=20)}
+    plain = mpi_world(timeout_s=10)
+    worlds = {"mpi": plain, "shm": shm_world(plain, timeout_s=10)}
     if "debug" in sys.argv:
         # Small pieces and rings: even short messages come in several.
-        worlds["mpi, debug"] = mpi_world(timeout_s=20, debug=True, piece_bytes=100_000)
-        worlds["shm, debug"] = shm_world(plain, timeout_s=20, debug=True, rank_bytes=1)
+        worlds["mpi, debug"] = mpi_world(timeout_s=10, debug=True, piece_bytes=100_000)
+        worlds["shm, debug"] = shm_world(plain, timeout_s=10, debug=True, rank_bytes=1)
     for name, world in worlds.items():
         begun = time.monotonic()
         found[name] = run_cases(world)

@@ -19,7 +19,7 @@ from ark_dist.scheduler.partition import RankGraph, partition
 
 Data = Mapping[int, Array]
 Scalars = Mapping[str, float]
-REDUCTIONS = {"sum": np.sum, "max": np.max, "min": np.min}
+REDUCTIONS: dict[str, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
 class Memory:
@@ -150,8 +150,8 @@ class Ranks:
             found = np.zeros(shape, mine.dtype) if found is None else found
             place = tuple(slice(a, b) for a, b in share.parts[rank])
             seen = is_there[place]
-            both = np.testing.assert_allclose
-            both(found[place][seen], mine[seen], rtol=1e-9, atol=1e-9, err_msg="overlap differs")
+            held, own = (array.astype(np.float64)[seen] for array in (found[place], mine))
+            np.testing.assert_allclose(own, held, rtol=1e-9, atol=1e-9, err_msg="overlap differs")
             found[place] = mine
             is_there[place] = True
         assert is_there.all(), f"nobody has some of {self.graph.buffers[buffer]}"
@@ -171,9 +171,9 @@ def _result(node: Node, place: int, group: tuple[int, ...], given: list[Array]) 
     """What one rank of a group gets."""
     attrs = node.attributes
     if node.op == "all_reduce":
-        return np.asarray(REDUCTIONS[str(attrs["reduce"])](np.stack(given), axis=0))
+        return _combined(given, str(attrs["reduce"]))
     if node.op == "reduce_scatter":
-        total = REDUCTIONS[str(attrs["reduce"])](np.stack(given), axis=0)
+        total = _combined(given, str(attrs["reduce"]))
         cuts, axis = attrs["cuts"], int(str(attrs["axis"]))
         assert isinstance(cuts, tuple), cuts
         return np.asarray(total.take(range(cuts[place], cuts[place + 1]), axis))
@@ -189,6 +189,11 @@ def _result(node: Node, place: int, group: tuple[int, ...], given: list[Array]) 
         if all(a < b for a, b in common):
             result[_inside(common, target[place])] = value[_inside(common, box)]
     return result
+
+
+def _combined(given: list[Array], reduce: str) -> Array:
+    stacked = np.stack(given)
+    return np.asarray(REDUCTIONS[reduce].reduce(stacked, axis=0, dtype=stacked.dtype))
 
 
 def _boxes(flat: object, count: int) -> list[Box]:

@@ -1,6 +1,5 @@
 """Every communicator keeps the contract at 1, 2, 3 and 4 ranks, as it is and in debug mode."""
 
-import threading
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from ark_dist.comm.communicator import Communicator
 from ark_dist.comm.inproc import inproc_world
 from tests.comm_contract import CASES, Results, run_cases
 from tests.mpi import run_mpi
+from tests.threads import on_threads
 
 SIZES = (1, 2, 3, 4)
 DEBUG_SIZE = 3
@@ -28,15 +28,7 @@ def inproc_results(size: int, *, debug: bool) -> dict[str, list[str]]:
         if world.rank == 0:
             found.update(results)
 
-    threads = [
-        threading.Thread(target=run, args=(world,), daemon=True)
-        for world in inproc_world(size, timeout_s=20, debug=debug)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(LIMIT_S)
-        assert not thread.is_alive()
+    on_threads(inproc_world(size, timeout_s=10, debug=debug), run)
     return found
 
 

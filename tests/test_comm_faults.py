@@ -3,11 +3,11 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from ark_dist.comm.window import sweep
 from tests.mpi import ROOT, Finished, is_running, run_mpi
 
 LIMIT_S = 10.0
@@ -157,7 +157,7 @@ def test_ranks_of_shm_notice_by_themselves_who_ended_or_stopped(kind: str, tmp_p
     both = "".join(texts.values())
     if kind == "kill":
         assert ranks[1].returncode == -signal.SIGKILL
-        assert f"PeerLost: rank" in both
+        assert "PeerLost: rank" in both
         assert f"rank 1 process {ranks[1].pid} is gone after 2 calls" in both
     else:
         assert "CommTimeout: rank" in both
@@ -194,7 +194,6 @@ from pathlib import Path
 from ark_dist.comm import window
 from ark_dist.comm.inproc import inproc_world
 
-class Crash(BaseException): pass
 world = inproc_world(1)[0]
 world.all_gather_bytes = lambda data, timeout_s=None: os.kill(os.getpid(), 9)
 window.share_window(world, 10_000, (0,), folder=Path(sys.argv[1]))
@@ -206,9 +205,5 @@ def test_files_of_killed_ranks_are_swept_by_the_next(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", CRASH, str(tmp_path)], cwd=ROOT, timeout=30)
         assert done.returncode == -signal.SIGKILL
         assert len(list(tmp_path.iterdir())) == 1
-    begun = time.monotonic()
-    from ark_dist.comm.window import sweep
-
     assert len(sweep(tmp_path)) == 1
     assert not list(tmp_path.iterdir())
-    assert time.monotonic() - begun < LIMIT_S

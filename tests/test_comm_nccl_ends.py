@@ -37,6 +37,17 @@ def test_an_asynchronous_error_shows_in_check(fake: Fake) -> None:
     on_ranks(1, with_nccl(fake, run))
 
 
+def test_a_group_waits_for_what_it_starts(fake: Fake) -> None:
+    fake.library.fake_async(0, 3, 1)
+
+    def run(nccl: NcclCommunicator) -> None:
+        with nccl.group():
+            nccl.all_reduce(host(1))
+
+    (error,) = errors(1, with_nccl(fake, run))
+    assert "rank 0: group of NCCL 2.32.3 failed with code 3, ncclInternalError" in str(error)
+
+
 @pytest.mark.parametrize("code", [1, 2, 3, 4, 5, 6])
 def test_every_code_of_a_call_is_an_error_with_its_name(fake: Fake, code: int) -> None:
     fake.fail("ncclAllReduce", code)

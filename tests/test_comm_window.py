@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ark_dist.comm import process, shm, window
+from ark_dist.comm import shm, window
 from ark_dist.comm.communicator import Communicator
 from ark_dist.comm.inproc import inproc_world
 from ark_dist.comm.process import is_alive, namespace, process_id, start_time
@@ -129,7 +130,7 @@ def test_ranks_on_two_nodes_can_not_use_shm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hosts = iter(["one", "two"])
-    monkeypatch.setattr(process.socket, "gethostname", lambda: next(hosts))
+    monkeypatch.setattr(socket, "gethostname", lambda: next(hosts))
 
     def run(world: Communicator) -> None:
         shm.shm_world(world, folder=tmp_path)

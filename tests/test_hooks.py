@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -10,12 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ark_dist.core import errors
 from ark_dist.core.settings import child_environment
-from ark_dist.launch.error_file import log_folder
-from ark_dist.launch.exit_codes import exit_code
-from ark_dist.launch.hooks import install_hooks, is_interactive
-from ark_dist.launch.ranks import ALONE
 from tests.mpi import Finished, is_running, run_mpi
 
 LIMIT_S = 20.0
@@ -26,7 +20,6 @@ PROGRAM = """
 import os, sys, threading, time
 import numpy as np
 from mpi4py import MPI
-from ark_dist.core import errors
 from ark_dist.launch.hooks import install_hooks
 from ark_dist.launch.ranks import find_ranks
 
@@ -110,17 +103,19 @@ def test_an_error_of_ours_has_the_exit_code_of_its_kind(
     assert done.returncode == code, done
 
 
-def test_every_class_has_its_exit_code() -> None:
-    assert exit_code(ValueError("x")) == 70
-    assert exit_code(errors.TaskError("x")) == 70
-    assert exit_code(errors.CommMismatch("x")) == 76
-    assert exit_code(errors.PlanFormatError("x")) == 77
-    assert exit_code(errors.ShardCorruptError("x")) == 77
-    assert exit_code(errors.DeviceNotFoundError("x")) == 78
-    assert exit_code(errors.CompilerNotFoundError("x")) == 78
-    assert exit_code(errors.CompileError("x")) == 70
-    assert exit_code(KeyboardInterrupt()) == 130
-    assert [exit_code(SystemExit(code)) for code in (None, 0, 3, "text")] == [0, 0, 3, 1]
+def test_an_error_before_mpi_is_up_ends_all(tmp_path: Path) -> None:
+    program = (
+        "from ark_dist.launch.fault import fault_point\n"
+        "from ark_dist.launch.hooks import hooked_ranks\n"
+        "fault_point('init', hooked_ranks().rank)\n"
+        "from mpi4py import MPI\n"
+    )
+    env = {"ARK_DIST_LOG_DIR": str(tmp_path), "ARK_DIST_FAULT": "init,rank=1,kind=raise"}
+    done = run_mpi(3, program, env=env, timeout_s=LIMIT_S, is_guarded=False)
+    assert done.returncode != 0
+    assert done.wall_s < QUICK_S, done
+    assert "InjectedError: fault at init, pass 1, rank 1" in done.stderr
+    assert json.loads((tmp_path / "rank-1.error.json").read_text())["code"] == 70
 
 
 def test_an_exception_in_a_thread_ends_all(tmp_path: Path) -> None:
@@ -282,87 +277,6 @@ def test_ranks_die_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
     wait_until(lambda: not any(map(is_running, pids)))
 
 
-def test_a_second_call_changes_the_callbacks_of_the_first() -> None:
-    code = (
-        "import os\n"
-        "from ark_dist.launch.hooks import install_hooks\n"
-        "from ark_dist.launch.ranks import ALONE\n"
-        "first = install_hooks(ALONE, lambda code: print('old'))\n"
-        "assert install_hooks(ALONE, lambda code: print('new', code, flush=True)) is first\n"
-        "raise errors_are_names\n"
-    )
-    done = python(code)
-    assert (done.returncode, done.stdout) == (70, "new 70\n"), done.stderr
-
-
-def test_hooks_can_be_taken_away_again() -> None:
-    code = (
-        "import signal, sys, threading\n"
-        "before = sys.excepthook, threading.excepthook, signal.getsignal(15), signal.getsignal(2)\n"
-        "from ark_dist.launch.hooks import install_hooks\n"
-        "from ark_dist.launch.ranks import ALONE\n"
-        "install_hooks(ALONE, print).uninstall()\n"
-        "after = sys.excepthook, threading.excepthook, signal.getsignal(15), signal.getsignal(2)\n"
-        "assert before == after, after\n"
-        "assert signal.set_wakeup_fd(-1) == -1\n"
-    )
-    done = python(code)
-    assert done.returncode == 0, done.stderr
-
-
-def test_an_interactive_session_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
-    assert is_interactive()
-    hook = sys.excepthook
-    assert not install_hooks(ALONE, print).is_installed
-    assert sys.excepthook is hook
-
-
-def test_python_i_is_an_interactive_session() -> None:
-    code = (
-        "from ark_dist.launch.hooks import install_hooks\n"
-        "from ark_dist.launch.ranks import ALONE\n"
-        "print(install_hooks(ALONE, print).is_installed)\n"
-    )
-    assert python(code, "-i").stdout == "False\n"
-    assert python(code).stdout == "True\n"
-
-
-def test_without_a_log_folder_error_files_go_to_a_private_one(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.delenv("ARK_DIST_LOG_DIR", raising=False)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folder = log_folder()
-    assert folder.parent.parent == tmp_path
-    assert folder.parent.stat().st_mode & 0o777 == 0o700
-
-
-def test_a_log_folder_that_somebody_else_could_have_made_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.delenv("ARK_DIST_LOG_DIR", raising=False)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    base = log_folder().parent
-    (base / log_folder().name).rmdir()
-    base.rmdir()
-    base.symlink_to(tmp_path)
-    with pytest.raises(PermissionError, match="belongs to somebody else; set ARK_DIST_LOG_DIR"):
-        log_folder()
-
-
-def python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a process of its own."""
-    return subprocess.run(
-        [sys.executable, *options, "-c", code],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 def wait_until(is_true: object, limit_s: float = 15.0) -> None:
     """Wait for something to become true; fail after the limit."""
     assert callable(is_true)
@@ -370,17 +284,3 @@ def wait_until(is_true: object, limit_s: float = 15.0) -> None:
     while not is_true():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.02)
-
-
-def test_sigint_prints_one_line_and_has_the_code_of_ctrl_c() -> None:
-    code = (
-        "import os, time\n"
-        "from ark_dist.launch.hooks import install_hooks\n"
-        "from ark_dist.launch.ranks import ALONE\n"
-        "install_hooks(ALONE, os._exit)\n"
-        "os.kill(os.getpid(), 2)\n"
-        "time.sleep(30)\n"
-    )
-    done = python(code)
-    assert done.returncode == 128 + signal.SIGINT
-    assert re.fullmatch(r"rank 0 \(host \S+, pid \d+\): interrupted\n", done.stderr), done.stderr

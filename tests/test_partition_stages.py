@@ -1,5 +1,7 @@
 """Stages of a pipeline run on different ranks, and send each other what they need."""
 
+from collections import Counter
+
 import pytest
 
 from ark_dist.core.graph import Graph
@@ -26,7 +28,7 @@ def test_a_later_stage_receives_what_it_reads() -> None:
 def test_each_rank_has_the_tensors_of_its_stage_only() -> None:
     many = compare(two_stages(), {"pp": 2})
     held = [{b.name for b in part.graph.buffers if b.kind != "activation"} for part in many.parts]
-    assert held == [{"tensor", "up"} - {"tensor"} | {"x"}, {"down", "matmul_1"}]
+    assert held == [{"x", "up"}, {"down", "matmul_1"}]
     names = {buffer.name: buffer.id for buffer in two_stages().buffers}
     assert many.parts[0].shares[names["down"]].buffer == -1
     assert many.parts[0].shares[names["matmul_1"]].parts == (((0, 0), (0, 0)), ((0, 4), (0, 6)))
@@ -36,9 +38,8 @@ def test_each_rank_has_the_tensors_of_its_stage_only() -> None:
 def test_ranks_of_a_stage_share_its_work(axes: dict[str, int]) -> None:
     graph = sharded(two_stages(), {"up": P(None, "tp"), "down": P("tp", None)})
     many = compare(graph, axes)
-    assert sorted(sum((many.ops(rank) for rank in range(4)), [])) == (
-        ["all_reduce"] * 2 + ["recv"] * 2 + ["send"] * 2
-    )
+    found = Counter(op for rank in range(4) for op in many.ops(rank))
+    assert found == {"all_reduce": 2, "recv": 2, "send": 2}
 
 
 def test_without_the_axis_stages_do_not_matter() -> None:

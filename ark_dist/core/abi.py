@@ -240,6 +240,7 @@ CONFIG = Record(
         ("threads", "u8", 1, "uint64_t[worker]: thread handles, written by the start"),
         ("timeout_ns", "u8", 1, "limit of a wait without progress"),
         ("idle_spin_ns", "u8", 1, "how long an idle worker spins before it sleeps"),
+        ("hook", "u8", 1, "called in handshakes where tests ask for it, or 0"),
         ("wait_spins", "u4", 1, "pauses in a wait before it yields the core"),
         ("reserved", "u4", 1, "0"),
         ("worker_count", "u4", 1, "how many workers"),

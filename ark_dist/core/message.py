@@ -27,6 +27,46 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class FlagName:
+    """What a flag's name says.
+
+    Attributes:
+        key: the message it belongs to.
+        op: the message's operator; "send" for both sides of one.
+        phase: what is done: ready, taken, arrived, here; ask or done between kernel and host.
+        rank: who raises it, -1 for this rank's host.
+    """
+
+    key: str
+    op: str
+    phase: str
+    rank: int
+
+
+def named_key(key: str, op: str) -> str:
+    """A message's key with its operator, as flags' names begin."""
+    return f"{key}:{'send' if op in POINT_TO_POINT else op}"
+
+
+def read_flag(flag: str) -> FlagName:
+    """Take the name of a flag apart."""
+    head, _, last = flag.rpartition(".")
+    phase, rank = last, -1
+    if last.isdecimal():
+        head, _, phase = head.rpartition(".")
+        rank = int(last)
+    key, _, op = head.rpartition(":")
+    return FlagName(key, op, phase, rank)
+
+
+def flag_text(flag: str) -> str:
+    """For whom and what one waits, such as `rank 1 ('ready' of all_reduce forward/0-1#0)`."""
+    name = read_flag(flag)
+    who = "the host" if name.rank < 0 else f"rank {name.rank}"
+    return f"{who} ({name.phase!r} of {name.op} {name.key})"
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """What one rank says about a message; all that take part must say the same.
 

@@ -179,7 +179,8 @@ ARK_FN ark_attention_piece ark_attention_nth(int n, const ark_attention_groups<G
   const uint32_t pieces = uint32_t(ark_attention_pieces<ROWS>(times * all.per_key));
   const uint32_t outer = uint32_t(n) / pieces;
   const int group = int(outer % uint32_t(all.groups));
-  const int first = int(uint32_t(n) - outer * pieces) * ROWS, left = times * all.count(group) - first;
+  const int first = int(uint32_t(n) - outer * pieces) * ROWS;
+  const int left = times * all.count(group) - first;
   return {int(outer / uint32_t(all.groups)), group, first, left < ROWS ? left : ROWS};
 }
 

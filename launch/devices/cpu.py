@@ -31,6 +31,7 @@ from ark_dist.launch.devices.commands import (
 from ark_dist.launch.devices.report import failure_text, stall_text
 from ark_dist.launch.machine import Command
 from ark_dist.launch.memory import Arenas, allocate
+from ark_dist.launch.op_faults import OpFaults
 from ark_dist.launch.rank_link import RankLink
 from ark_dist.launch.trace import TraceEvent, add_to_trace_file
 
@@ -89,6 +90,8 @@ class CpuDevice:
         self._link: RankLink | None = None
         self._trace_rows = TRACE_ROWS if settings.trace_path else 0
         self._clock_start = (0, 0)
+        # What a test's fault raised in the kernel.
+        self._injected: BaseException | None = None
         self._tables: Tables | None = None
         self._library: ctypes.CDLL | None = None
         self._blocks: Blocks | None = None
@@ -140,6 +143,8 @@ class CpuDevice:
             self.plan, self._tables, arenas, self._settings, self._trace_rows, self._link
         )
         self._arenas = arenas
+        if self._link is not None:
+            self._arm(self._link)
         self._sequence = self._collected = 0
         self._results = {}
         self._commands = self._blocks.commands.view(np.uint8).data
@@ -156,6 +161,19 @@ class CpuDevice:
         self._end = weakref.finalize(
             self, _end_kernel, os.getpid(), self._library, self._blocks, arenas
         )
+
+    def _arm(self, link: RankLink) -> None:
+        """Let the kernel call back where tests want it broken."""
+        assert self._blocks is not None
+        faults = OpFaults(self.plan, self._break)
+        self._injected = None
+        if faults.is_armed:
+            self._hook = _HOOK(faults.pass_task)
+            self._blocks.config["hook"] = ctypes.cast(self._hook, ctypes.c_void_p).value
+
+    def _break(self, error: BaseException) -> None:
+        self._injected = error
+        self.abort()
 
     def post(self, command: Command) -> None:
         """Put the command into the ring and wake the workers it needs."""
@@ -284,6 +302,9 @@ class CpuDevice:
     def _local_failure(self) -> ArkError:
         assert self._blocks is not None
         blocks = self._blocks
+        if self._injected is not None:
+            self.stop()
+            raise self._injected
         stuck = ""
         try:
             self.stop()
@@ -319,6 +340,7 @@ class CpuDevice:
         self._blocks.control["completed"][0] = sequence
 
 
+_HOOK = ctypes.CFUNCTYPE(None, ctypes.c_uint32, ctypes.c_uint32)
 _FUNCTIONS = (
     ("ark_kernel_start", ctypes.c_int, (ctypes.c_void_p,)),
     ("ark_kernel_post", None, (ctypes.c_void_p, ctypes.c_uint64)),

@@ -16,6 +16,7 @@ from ark_dist.core.view import View
 from ark_dist.launch.devices.commands import command_text
 from ark_dist.launch.machine import Chooser, Command, Machine, NoFlags, in_task_order
 from ark_dist.launch.memory import Arenas, allocate
+from ark_dist.launch.op_faults import OpFaults
 from ark_dist.launch.rank_link import RankLink
 from ark_dist.launch.rank_memory import SharedFlags, flag_rows
 from ark_dist.scheduler.tile import node_boxes
@@ -38,6 +39,7 @@ class NumpyDevice:
         self._communicator = communicator
         self._timeout_s = timeout_s
         self._link: RankLink | None = None
+        self._faults = OpFaults(plan, _raise)
         self._pending: list[Command] = []
         self._arenas: Arenas | None = None
         self._machine = self._new_machine()
@@ -109,6 +111,7 @@ class NumpyDevice:
         for node, out_box, in_boxes in node_boxes(group, method.nodes, task.box):
             op = OPS[node.op]
             if op.effect == "handshake":
+                self._faults.pass_task(self.plan.methods.index(method), task_id)
                 return False
             if op.effect == "command":
                 self._set_scalar(node.output, str(node.attributes["name"]), iteration, command)
@@ -152,3 +155,7 @@ def _rounded(array: Array, dtype: DType) -> Array:
         return rounded(array.astype(np.float64), dtype)
     with np.errstate(all="ignore"):
         return array.astype(dtype.numpy)
+
+
+def _raise(error: BaseException) -> None:
+    raise error

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ark_dist.core import abi
+from ark_dist.core.message import flag_text
 from ark_dist.core.op import OPS
 from ark_dist.core.plan import Method, Plan, own_flags
 
@@ -83,7 +84,7 @@ def _counter_text(plan: Plan, method: Method, index: int) -> str:
             break
         first += len(other.counters) + len(own_flags(other))
     if index - first >= len(method.counters):
-        return f"flag {own_flags(method)[index - first - len(method.counters)]!r}"
+        return flag_text(own_flags(method)[index - first - len(method.counters)])
     counter = method.counters[index - first]
     owner = "worker" if counter.kind == "clock" else "group"
     return f"counter {counter.id} ({counter.kind} of {owner} {counter.owner})"
