@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from ark_dist.comm.communicator import Communicator
 from ark_dist.core.settings import read_settings
 from ark_dist.launch.fault import fault_point
-from ark_dist.launch.hooks import install_hooks
-from ark_dist.launch.ranks import Ranks, check_world, find_ranks
+from ark_dist.launch.hooks import hooked_ranks, install_hooks
+from ark_dist.launch.ranks import Ranks, check_world
 from ark_dist.launch.session import Session
 
 
@@ -52,7 +52,7 @@ def current() -> World:
         return given
     with _lock:
         if not _found:
-            _found.append(_connect(find_ranks()))
+            _found.append(_connect(hooked_ranks()))
         return _found[0]
 
 

@@ -91,3 +91,16 @@ def reduce_in_order(parts: Sequence[Array], reduce: str, out: Array) -> None:
             if reduce == "mean":
                 np.divide(total, wide.type(len(flat)), out=total)
             target[block] = total
+
+
+def is_same(a: Array, b: Array) -> bool:
+    """Tell whether two arrays are the very same memory."""
+    return a.ctypes.data == b.ctypes.data and a.nbytes == b.nbytes
+
+
+def apart(send: Array, recv: Array) -> Array:
+    """The array to send from: a copy where the result would overwrite a part of it too early."""
+    if is_same(send, recv) or not np.may_share_memory(send, recv):
+        return send
+    copy: Array = send.copy()
+    return copy

@@ -96,6 +96,13 @@ class Endpoint(Protocol):
         """Give it up."""
 
 
+class Contexts:
+    """The number that the next group of this rank gets; one for a world and all its parts."""
+
+    def __init__(self) -> None:
+        self.next = 1
+
+
 def farewell(rank: int, code: int, reason: str) -> str:
     """What is said when a rank aborts."""
     return f"rank {rank} gave up with code {code}: {reason}"

@@ -10,27 +10,30 @@ import numpy as np
 
 from ark_dist.comm import collectives
 from ark_dist.comm.arrays import (
+    apart,
     as_bytes,
     check_array,
     check_like,
     check_reduction,
     dtype_name,
+    is_same,
     spelled,
 )
 from ark_dist.comm.collectives import Talk
 from ark_dist.comm.communicator import DEFAULT_TIMEOUT_S, Bytes, Window
-from ark_dist.comm.endpoint import COLLECTIVE, COMPARE, POINT_TO_POINT, Endpoint, Route, farewell
+from ark_dist.comm.endpoint import (
+    COLLECTIVE,
+    COMPARE,
+    POINT_TO_POINT,
+    Contexts,
+    Endpoint,
+    Route,
+    farewell,
+)
 from ark_dist.comm.flight import EVERYWHERE, LABEL_BYTES, Label
 from ark_dist.comm.waiting import Call, MessageWork, Waiter
 from ark_dist.core.errors import CommMismatch, CommTimeout
 from ark_dist.core.op import Array
-
-
-class Contexts:
-    """The number that the next group of this rank gets; one for a world and all its parts."""
-
-    def __init__(self) -> None:
-        self.next = 1
 
 
 class GroupCommunicator:
@@ -49,7 +52,7 @@ class GroupCommunicator:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         debug: bool = False,
-        contexts: "Contexts | None" = None,
+        contexts: Contexts | None = None,
     ) -> None:
         self.rank = endpoint.rank
         self.size = len(endpoint.members)
@@ -138,7 +141,7 @@ class GroupCommunicator:
         check_reduction(name, op, send.dtype)
         out = send if recv is None else check_like(name, recv, send.shape, send.dtype)
         with self._collective(name, send, op, timeout_s) as talk:
-            collectives.all_reduce(talk, _apart(send, out), out, op)
+            collectives.all_reduce(talk, apart(send, out), out, op)
         return out
 
     def reduce(
@@ -193,7 +196,7 @@ class GroupCommunicator:
         check_like(name, recv, (self.size, *send.shape), send.dtype)
         with self._collective(name, send, "", timeout_s) as talk:
             own = recv[self.rank : self.rank + 1].reshape(send.shape)
-            collectives.all_gather(talk, send if _is_same(send, own) else _apart(send, recv), recv)
+            collectives.all_gather(talk, send if is_same(send, own) else apart(send, recv), recv)
         return recv
 
     def all_to_all(
@@ -395,16 +398,3 @@ class GroupCommunicator:
                 f"{op}: send is {spelled(send)}; its first dimension must be {self.size}, "
                 "a row per rank"
             )
-
-
-def _is_same(a: Array, b: Array) -> bool:
-    """Tell whether two arrays are the very same memory."""
-    return a.ctypes.data == b.ctypes.data and a.nbytes == b.nbytes
-
-
-def _apart(send: Array, recv: Array) -> Array:
-    """The array to send from: a copy where the result would overwrite a part of it too early."""
-    if _is_same(send, recv) or not np.may_share_memory(send, recv):
-        return send
-    copy: Array = send.copy()
-    return copy

@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 PIECE_BYTES = 1 << 30
 TAG_LIMIT_OF_MPI = 32767  # the standard promises this one
 CANCEL_TESTS = 100
+# The launcher needs a moment to pass on the last words of a rank.
+SPEAK_S = 0.1
 # A stream of its own for labels: so all receives of a message can be asked for at once.
 LABELS = COMPARE + 1
 CHANNEL_COUNT = LABELS + 1
@@ -146,6 +149,7 @@ class MpiEndpoint:
         from mpi4py import MPI
 
         print(farewell(self.rank, code, reason), file=sys.stderr, flush=True)
+        time.sleep(SPEAK_S)
         MPI.COMM_WORLD.Abort(code)
         os._exit(code)  # not reached where MPI does as it says
 

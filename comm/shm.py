@@ -118,13 +118,7 @@ def shm_world(
         raise ConfigError(
             f"backend shm runs on {MACHINES[0]}, this is {platform.machine()}; use backend mpi"
         )
-    names = [name.decode() for name in talk.all_gather_bytes(node_name(folder).encode())]
-    for rank, name in enumerate(names):
-        if name != names[0]:
-            raise ConfigError(
-                f"backend shm: rank 0 is on {names[0].split()[0]}, rank {rank} on "
-                f"{name.split()[0]} or in another container or folder; use backend mpi"
-            )
+    _check_one_node(talk, folder)
     size = talk.size
     ring_bytes = CONTROL_BYTES + max(SMALLEST_RING_BYTES, rank_bytes // size) // 64 * 64
     window = share_window(talk, PAGE_BYTES + size * ring_bytes, tuple(range(size)), folder=folder)
@@ -132,16 +126,33 @@ def shm_world(
     records[talk.rank].open()
     talk.barrier()  # every record names its process
 
-    def ring(src: int, dst: int) -> Ring:
-        start = PAGE_BYTES + dst * ring_bytes
-        return Ring(window.peers[src][start : start + ring_bytes])
-
-    rings = Rings(
-        {dst: ring(talk.rank, dst) for dst in range(size)},
-        {src: ring(src, talk.rank) for src in range(size)},
-    )
+    rings = _rings(window, talk.rank, ring_bytes)
     members = tuple(range(size))
     endpoint = ShmEndpoint(rings, talk.rank, members, 0, records, folder=folder, talk=talk)
     world = GroupCommunicator(endpoint, timeout_s=timeout_s, debug=debug)
     world.close_at_exit()
     return world
+
+
+def _check_one_node(talk: Communicator, folder: Path) -> None:
+    """Raise ConfigError unless all ranks see the same folder in memory."""
+    names = [name.decode() for name in talk.all_gather_bytes(node_name(folder).encode())]
+    for rank, name in enumerate(names):
+        if name != names[0]:
+            raise ConfigError(
+                f"backend shm: rank 0 is on {names[0].split()[0]}, rank {rank} on "
+                f"{name.split()[0]} or in another container or folder; use backend mpi"
+            )
+
+
+def _rings(window: Window, rank: int, ring_bytes: int) -> Rings:
+    """The rings of a rank: those it writes to lie in its own part of the window."""
+
+    def ring(src: int, dst: int) -> Ring:
+        start = PAGE_BYTES + dst * ring_bytes
+        return Ring(window.peers[src][start : start + ring_bytes])
+
+    return Rings(
+        {dst: ring(rank, dst) for dst in window.peers},
+        {src: ring(src, rank) for src in window.peers},
+    )

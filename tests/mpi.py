@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +75,8 @@ def run_mpi(
         guard = ["-m", "mpi4py"] if is_guarded else []
         command = [str(MPIRUN), *options, "-n", str(n), sys.executable, *guard, str(program), *args]
         mark = uuid.uuid4().hex
-        environment = {**os.environ, **(env or {}), MARK: mark}
+        # Buffered: a line comes in one piece, and ranks do not mix theirs.
+        environment = {**os.environ, "PYTHONUNBUFFERED": "", **(env or {}), MARK: mark}
         path = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(path)
         return _run(command, environment, mark, Path(folder), timeout_s)
@@ -105,19 +106,24 @@ def _run(
             start_new_session=True,
         )
         seen = {process.pid: None}
+        segments: dict[int, list[Path]] = {}
         is_late = False
         try:
             while process.poll() is None and not is_late:
                 time.sleep(POLL_S)
-                seen.update(dict.fromkeys(_marked(mark)))
+                for pid in _marked(mark):
+                    seen[pid] = None
+                    segments[pid] = segments.get(pid) or _mpi_segments(pid)
                 is_late = time.monotonic() - start > timeout_s
         finally:
             _end(process, mark)
         wall_s = time.monotonic() - start
-    left = _kill_rest(mark)
     stdout, stderr = (path.read_text(errors="replace") for path in (out, err))
     printed = [int(pid) for pid in re.findall(r"^pid (\d+)$", stdout, re.MULTILINE)]
     seen.update(dict.fromkeys(printed))
+    left = _kill_rest(mark, seen)
+    for segment in {path for paths in segments.values() for path in paths}:
+        segment.unlink(missing_ok=True)  # MPICH leaves it behind when a rank is killed
     result = Finished(process.returncode, stdout, stderr, wall_s, tuple(seen), is_late)
     assert not left, f"processes {left} outlived mpirun by {GONE_WITHIN_S} s\n{result}"
     return result
@@ -139,14 +145,25 @@ def _end(process: subprocess.Popen[bytes], mark: str) -> None:
         process.wait(TERM_GRACE_S)
 
 
-def _kill_rest(mark: str) -> list[int]:
+def _kill_rest(mark: str, seen: Iterable[int]) -> list[int]:
     """Wait until the run's processes are gone; kill and return those that stay."""
     deadline = time.monotonic() + GONE_WITHIN_S
-    while (left := _marked(mark)) and time.monotonic() < deadline:
+    # One that is about to end has no environment any more, but still runs.
+    while (left := _marked(mark)) or any(map(is_running, seen)):
+        if time.monotonic() > deadline:
+            break
         time.sleep(POLL_S)
     for pid in left:
         _kill(pid)
     return left
+
+
+def _mpi_segments(pid: int) -> list[Path]:
+    """List the shared memory files of MPI that a process has mapped."""
+    with suppress(OSError):
+        names = re.findall(r"/dev/shm/mpich_shm_\w+", Path(f"/proc/{pid}/maps").read_text())
+        return [Path(name) for name in {*names}]
+    return []
 
 
 def _kill(pid: int) -> None:

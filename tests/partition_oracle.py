@@ -10,6 +10,7 @@ import ark_dist.kernels.ops  # noqa: F401  # registers the operators
 from ark_dist.core.data import as_array
 from ark_dist.core.graph import Buffer, Graph, Node
 from ark_dist.core.layout import MeshShape, P, Share
+from ark_dist.core.message import calls, disagreement
 from ark_dist.core.op import OPS, Array
 from ark_dist.core.shape import Box, full_box
 from ark_dist.core.target import topology_of
@@ -214,9 +215,15 @@ def alone(graph: Graph, data: Data) -> Ranks:
 
 
 def ranks(graph: Graph, mesh: MeshShape, data: Data, nodes: tuple[int, ...] = ()) -> Ranks:
-    """The graph on all ranks of a mesh, each with its part of the data; graphs are verified."""
+    """The graph on all ranks of a mesh, each with its part of the data.
+
+    Graphs are verified, and so is that they agree on their messages and that nobody gets stuck.
+    """
     topology = topology_of(nodes or (0,) * mesh.world_size)
     parts = [partition(graph, mesh, rank, topology) for rank in range(mesh.world_size)]
+    world = mesh.world_size
+    problem = disagreement({r: calls(part.graph, r, world) for r, part in enumerate(parts)})
+    assert problem is None, problem
     memories = []
     for rank, part in enumerate(parts):
         verify_graph(part.graph)

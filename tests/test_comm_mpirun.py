@@ -35,6 +35,19 @@ def test_an_exception_in_one_rank_ends_all() -> None:
     assert "AssertionError" in done.stderr
 
 
+def test_a_killed_run_leaves_no_shared_memory_of_mpi_behind() -> None:
+    source = (
+        "import os, re, time\nfrom mpi4py import MPI\nMPI.COMM_WORLD.Barrier()\n"
+        "maps = open('/proc/self/maps').read()\n"
+        "print(*{*re.findall(r'/dev/shm/mpich_shm_[0-9a-f_]+', maps)}, flush=True)\n"
+        "time.sleep(0.5)\nos.kill(os.getpid(), 9)"
+    )
+    done = run_mpi(2, source)
+    names = {word for word in done.stdout.split() if word.startswith("/dev/shm/")}
+    assert names, done
+    assert not any(Path(name).exists() for name in names)
+
+
 @pytest.mark.parametrize("how", ["", "import signal\nsignal.signal(15, signal.SIG_IGN)\n"])
 def test_a_run_past_its_limit_is_killed(how: str) -> None:
     source = f"import os, time\n{how}print('pid', os.getpid(), flush=True)\ntime.sleep(60)"

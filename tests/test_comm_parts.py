@@ -1,6 +1,7 @@
 """The parts of the communicators: rings, labels, flight records, reductions, pieces of messages."""
 
 import re
+import threading
 from types import SimpleNamespace
 from typing import cast
 
@@ -197,7 +198,7 @@ def test_a_message_longer_than_an_int32_goes_in_pieces() -> None:
         comm=comm,
         piece_bytes=PIECE_BYTES,
         debug=False,
-        lock=mpi.threading.Lock(),
+        lock=threading.Lock(),
         under_way=set(),
         mpi_tag=lambda route, label: 0,
     )

@@ -20,6 +20,7 @@ PROGRAM = """
 import os, sys, threading, time
 import numpy as np
 from mpi4py import MPI
+from ark_dist.core import errors
 from ark_dist.launch.hooks import install_hooks
 from ark_dist.launch.ranks import find_ranks
 
@@ -33,7 +34,8 @@ def leave(code):
         raise errors.PeerLost(f"rank 1 finished after 3 ops with code {code}")
 EARLY = True
 hooks = install_hooks(ranks, world.Abort, leave)
-print("pid", os.getpid(), flush=True)
+sys.stdout.write(f"pid {os.getpid()}\\n")
+sys.stdout.flush()
 one, total = np.ones(1), np.ones(1)
 for turn in range(3):
     world.Allreduce(one, total)
@@ -41,7 +43,7 @@ if ranks.rank == 1:
     WRONG
 world.Allreduce(one, total)
 EARLY = False
-print("proper end of", ranks.rank, flush=True)
+sys.stdout.write(f"proper end of {ranks.rank}\\n")  # one piece, where print may make more
 """
 
 
