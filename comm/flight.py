@@ -16,7 +16,7 @@ ENTRY_COUNT = 60
 POINT_TO_POINT = ("send", "recv")
 EVERYWHERE = -1  # context of a failure that ends all communicators
 
-_LABEL = struct.Struct("<q16s16sq16s")
+_LABEL = struct.Struct("<q16s24sq24s")
 # Native: a word is stored at once, another rank never sees half of it.
 _WORD = struct.Struct("q")
 _TIME = struct.Struct("d")
@@ -53,8 +53,7 @@ class Label:
 
     def pack(self) -> bytes:
         """Write it as LABEL_BYTES bytes."""
-        words = (text.encode()[:16] for text in (self.op, self.dtype, self.detail))
-        op, dtype, detail = words
+        op, dtype, detail = (text.encode() for text in (self.op, self.dtype, self.detail))
         return _LABEL.pack(self.seq, op, dtype, self.count, detail)
 
     @staticmethod

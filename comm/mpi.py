@@ -32,6 +32,7 @@ from ark_dist.comm.window import SHARED_FOLDER, share_window
 from ark_dist.core.errors import (
     CommError,
     CommMismatch,
+    CommTimeout,
     ConfigError,
     MemoryLimitError,
     PeerLost,
@@ -157,7 +158,9 @@ class MpiEndpoint:
         """Give it up."""
         if self.context == 0:
             self.records[self.members[self.rank]].close()
-        if not is_broken and not self.under_way:
+        from mpi4py import MPI
+
+        if not is_broken and not self.under_way and not MPI.Is_finalized():
             self.comm.Free()
 
 
@@ -288,10 +291,31 @@ def mpi_world(
         raise ConfigError(
             f"mpi4py can't be imported: {error}; pip install 'ark_dist[mpich]' brings an MPI"
         ) from error
-    comm = MPI.COMM_WORLD.Dup()
+    comm = _duplicate(MPI.COMM_WORLD, timeout_s)
     members = tuple(range(comm.Get_size()))
     endpoint = MpiEndpoint(comm, members, 0, folder=folder, debug=debug, piece_bytes=piece_bytes)
     world = GroupCommunicator(endpoint, timeout_s=timeout_s, debug=debug)
     endpoint.join(world)
     world.close_at_exit()
     return world
+
+
+def _duplicate(world: "MPI.Intracomm", timeout_s: float) -> "MPI.Intracomm":
+    """A communicator of our own for all ranks; raise CommTimeout if one does not come."""
+    comm, request = world.Idup()
+    begun_s = time.monotonic()
+    round_index = 0
+    while not request.Test():
+        waited_s = time.monotonic() - begun_s
+        if waited_s > timeout_s:
+            rank = world.Get_rank()
+            raise CommTimeout(
+                f"rank {rank}: mpi_world: not all of {world.Get_size()} ranks came in "
+                f"{waited_s:.3g} s; does each of them call it?",
+                rank=rank,
+                op="mpi_world",
+                waited_s=waited_s,
+            )
+        yield_core(round_index)
+        round_index += 1
+    return comm

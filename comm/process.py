@@ -46,4 +46,8 @@ def node_name(folder: Path) -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         boot = ""
-    return f"{socket.gethostname()} {boot} {namespace()} {folder.stat().st_dev} {folder}"
+    try:
+        device = folder.stat().st_dev
+    except OSError:
+        device = -1  # who needs the folder finds out
+    return f"{socket.gethostname()} {boot} {namespace()} {device} {folder}"

@@ -172,7 +172,8 @@ class Waiter:
         unseen = sorted({*range(len(self._endpoint.members))} - {*records})
         lines = [who_did_what(sorted(records.items()))]
         if unseen:
-            lines.append(f"  rank {', '.join(map(str, unseen))}: on another node, not seen")
+            names = ", ".join(map(str, unseen))
+            lines.append(f"  rank {names}: not seen from here (another node, or no shared memory)")
         return "\n".join(lines)
 
     def _limit(self, timeout_s: float | None) -> float:

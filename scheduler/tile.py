@@ -120,11 +120,10 @@ def _task(
         for view, read in zip(node.inputs, boxes, strict=True):
             if view not in made and box_size(read):
                 reads[view.region(read, buffers[view.buffer].shape)] = None
-        for view in node.after:
-            reads[view.whole(buffers[view.buffer].shape)] = None
+        reads.update(dict.fromkeys(_whole(node.after, buffers)))
     output = nodes[group.nodes[-1]].output
     write = output.region(box, buffers[output.buffer].shape)
-    taken = (view.whole(buffers[view.buffer].shape) for view in nodes[group.nodes[-1]].takes)
+    taken = _whole(nodes[group.nodes[-1]].takes, buffers)
     touched = sum(
         box_size(region.box) * buffers[region.buffer].dtype.itemsize for region in (*reads, write)
     )
@@ -136,3 +135,9 @@ def _task(
         tuple(known.setdefault(r, r) for r in some) for some in (reads, writes)
     )
     return Task(task_id, group.id, box, shared_reads, shared_writes, cost, group.effect)
+
+
+def _whole(views: Sequence[View], buffers: Sequence[Buffer]) -> list[Region]:
+    """What views touch that are waited for, or taken over, as a whole; nothing if it is empty."""
+    regions = (view.whole(buffers[view.buffer].shape) for view in views)
+    return [region for region in regions if box_size(region.box)]

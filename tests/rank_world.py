@@ -8,6 +8,7 @@ import numpy as np
 from ark_dist.core.graph import Raise
 from ark_dist.core.op import Array
 from ark_dist.core.plan import Plan, peer_buffers
+from ark_dist.core.verify_ranks import verify_ranks
 from ark_dist.core.view import View
 from ark_dist.launch.devices.numpy import NumpyDevice
 from ark_dist.launch.machine import Command, Machine
@@ -40,7 +41,8 @@ class RankWorld:
     """The ranks of one program; every command goes to all of them."""
 
     def __init__(self, plans: Sequence[Plan], seed: int = 0) -> None:
-        """Allocate all ranks' memory and let each see the others'."""
+        """Prove that the plans fit together, and let each rank see the others' memory."""
+        verify_ranks(plans)
         self.plans = plans
         self._rng = np.random.default_rng(seed)
         own = [allocate(plan) for plan in plans]

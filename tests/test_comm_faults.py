@@ -165,6 +165,45 @@ def test_ranks_of_shm_notice_by_themselves_who_ended_or_stopped(kind: str, tmp_p
         assert "\n  rank 1: all_reduce #2 fp32 x 1000 sum, ended " in both
 
 
+NO_SHARED_MEMORY = """
+import os
+from pathlib import Path
+import numpy as np
+from ark_dist.comm.mpi import mpi_world
+from ark_dist.core.errors import CommError, CommTimeout
+
+world = mpi_world(timeout_s=10, folder=Path("/none/at/all"))
+assert world.all_reduce(np.ones(3))[0] == world.size
+try:
+    world.allocate_window(10)
+except CommError as error:
+    os.write(1, f"window: {error}\\n".encode())
+if world.rank == 0:
+    try:
+        world.recv(np.ones(1), 1, timeout_s=0.1)
+    except CommTimeout as error:
+        os.write(1, f"{error}\\n".encode())
+world.barrier()
+"""
+
+
+def test_mpi_works_without_shared_memory() -> None:
+    done = run_mpi(2, NO_SHARED_MEMORY, timeout_s=LIMIT_S)
+    assert done.returncode == 0, done
+    assert done.stdout.count("/none/at/all") >= 2
+    assert "rank 1: not seen from here (another node, or no shared memory)" in done.stdout
+
+
+def test_a_rank_that_never_joins_is_a_time_out() -> None:
+    source = (
+        "import time\nfrom mpi4py import MPI\nfrom ark_dist.comm.mpi import mpi_world\n"
+        "mpi_world(timeout_s=0.3) if MPI.COMM_WORLD.rank == 0 else time.sleep(5)"
+    )
+    done = run_mpi(2, source, timeout_s=LIMIT_S)
+    assert done.returncode != 0
+    assert "CommTimeout: rank 0: mpi_world: not all of 2 ranks came in 0.3" in done.stderr, done
+
+
 def test_importing_the_backends_does_not_import_mpi4py() -> None:
     text = (
         "import sys, ark_dist, ark_dist.comm.mpi, ark_dist.comm.shm, ark_dist.comm.inproc, "

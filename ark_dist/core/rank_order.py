@@ -64,8 +64,8 @@ class RankOrder:
         self._flags = flags
         workers = np.cumsum([0, *(len(m.queues) for m in methods)])
         self.workers = [slice(a, b) for a, b in pairwise(workers.tolist())]
-        self._sizes = [len(m.tasks) + len(m.counters) for m in methods]
-        starts = np.cumsum([0, *self._sizes]).tolist()
+        sizes = [len(m.tasks) + len(m.counters) for m in methods]
+        starts: list[int] = np.cumsum([0, *sizes]).tolist()
         self._starts, self._per_turn = starts[:-1], starts[-1]
         self._column = np.zeros(self._per_turn, np.int64)
         self._place = np.zeros(self._per_turn, np.int64)

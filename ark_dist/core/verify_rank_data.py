@@ -138,6 +138,8 @@ def _elements(region: Region, shape: Shape, views: Sequence[View]) -> Ints:
     sizes = tuple(stop - start for start, stop in region.box)
     inside = strided_runs(offset, sizes, row_major_strides(shape))
     reached = [strided_runs(view.offset, view.shape, view.strides) for view in views]
+    if not reached:
+        return inside
     return _common(inside, _joined(np.concatenate(reached)))
 
 

@@ -309,7 +309,7 @@ class _Footprint:
             view.whole(buffers[view.buffer].shape) for node in nodes for view in node.after
         ]
         taken = (view.whole(buffers[view.buffer].shape) for view in nodes[-1].takes)
-        self._taken = tuple(dict.fromkeys(taken))
+        self._taken = tuple(dict.fromkeys(region for region in taken if box_size(region.box)))
 
     def of(self, box: Box) -> tuple[set[Region], tuple[Region, ...]]:
         """The regions read for this tile of the output, and those written or taken over.
