@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
+from ark_dist.comm.communicator import Communicator
 from ark_dist.core.errors import (
     CheckpointError,
     LifecycleError,
@@ -31,6 +33,30 @@ _KINDS = {
     )
 }
 _MAX_RANKS = 8
+# A shared disk that serves all ranks at once is hardly slower: some may wait for one that reads.
+_SLOWEST_BYTES_PER_S = 20e6
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Those that load or save together.
+
+    Attributes:
+        rank: this one.
+        world_size: how many there are.
+        agree: gives a text to all of them, and returns what each gave.
+        timeout_s: limit for waiting for one of them.
+    """
+
+    rank: int
+    world_size: int
+    agree: Agree
+    timeout_s: float
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank speaks for all."""
+        return self.rank == 0
 
 
 class RefusedError(Exception):
@@ -44,6 +70,39 @@ class RefusedError(Exception):
 def alone(text: str | None) -> list[str | None]:
     """Agree where there is one rank."""
     return [text]
+
+
+ALONE = Ranks(0, 1, alone, float("inf"))
+
+
+def ranks_of(communicator: Communicator | None, size_bytes: int, timeout_s: float) -> Ranks:
+    """Return the ranks of a communicator, None for one alone, that read or write `size_bytes`.
+
+    `timeout_s` is the limit for what takes no time.
+    """
+    if communicator is None:
+        return ALONE
+    limit_s = timeout_s + size_bytes / _SLOWEST_BYTES_PER_S
+
+    def agree(text: str | None) -> list[str | None]:
+        # A mark before a text: an empty one is not None.
+        data = b"" if text is None else b"=" + text.encode("utf-8", "surrogateescape")
+        found = communicator.all_gather_bytes(data, timeout_s=limit_s)
+        return [data[1:].decode("utf-8", "surrogateescape") if data else None for data in found]
+
+    return Ranks(communicator.rank, communicator.size, agree, limit_s)
+
+
+def check_same_path(call: str, ranks: Ranks, path: str) -> None:
+    """Raise ValueError on all ranks, unless all were given the same path."""
+    paths = share(ranks.agree, path)
+    others = [rank for rank, other in enumerate(paths) if other != paths[0]]
+    if others:
+        raise ValueError(
+            f"{call}: rank 0 was given the path {paths[0]!r}, rank {others[0]} "
+            f"{paths[others[0]]!r}; all ranks save one state_dict together: give all the same "
+            "path, or save dict(state_dict) on each rank alone"
+        )
 
 
 def together(agree: Agree, action: Callable[[], T]) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -23,6 +24,7 @@ from ark_dist.checkpoint.report import (
 from ark_dist.core.dtype import DType
 from ark_dist.core.errors import ArkError, StateDictError
 from ark_dist.core.shape import Box, Shape, box_shape, box_size
+from ark_dist.launch.fault import fault_point
 from ark_dist.safetensors_file import Array
 
 CALL = "load_state_dict"
@@ -48,7 +50,8 @@ class Wanted:
     Attributes:
         shape: of the whole tensor.
         dtype: what the part will have.
-        box: the part, [start, stop) for each dimension of the whole.
+        box: the part, [start, stop) for each dimension of the whole; an empty box where the
+            rank knows the tensor and holds nothing of it.
         write: an array of the box's shape, with any strides, that is filled in place; or a
             function that is given one.
         memory: names with one `memory` are one tensor, which is written once.
@@ -60,6 +63,11 @@ class Wanted:
     write: Array | Write
     memory: Hashable
 
+    @property
+    def is_held(self) -> bool:
+        """Whether there is anything to read."""
+        return box_size(self.box) > 0
+
 
 def load_slices(
     checkpoint: Checkpoint,
@@ -70,6 +78,7 @@ def load_slices(
     is_cast: bool = False,
     prefix: str = "",
     is_shown: bool = False,
+    rank: int = 0,
     agree: Agree = alone,
 ) -> LoadResult:
     """Read what this rank wants, once everything that any rank wants was found to fit.
@@ -84,6 +93,7 @@ def load_slices(
         is_cast: convert tensors of another dtype.
         prefix: names of the checkpoint that do not start with it are left alone.
         is_shown: show how far it is; for one rank.
+        rank: this rank.
         agree: gives a text to all ranks, and returns what each of them gave.
 
     Returns:
@@ -99,7 +109,7 @@ def load_slices(
     if problems:
         text = "\n  ".join([f"{CALL}: nothing was loaded into {owner}:", *problems])
         raise StateDictError(f"{text}\n  in {checkpoint.path}")
-    together(agree, lambda: _read_all(checkpoint, wanted, is_shown))
+    together(agree, lambda: _read_all(checkpoint, wanted, is_shown, rank))
     return LoadResult([*report.missing], [*report.unexpected])
 
 
@@ -111,7 +121,8 @@ def _look(
     loaded = {want.memory for name, want in wanted.items() if name in checkpoint.tensors}
     for name, want in _found(checkpoint, wanted).items():
         info = checkpoint.tensors[name]
-        check_box(CALL, name, want.box, want.shape)
+        if want.is_held:
+            check_box(CALL, name, want.box, want.shape)
         first = first_names.setdefault(want.memory, name)
         if info.shape != want.shape:
             shapes.append(shape_problem(name, want.shape, info.shape))
@@ -139,8 +150,12 @@ def _found(checkpoint: Checkpoint, wanted: Mapping[str, Wanted]) -> dict[str, Wa
     return {name: want for name, want in wanted.items() if name in checkpoint.tensors}
 
 
-def _read_all(checkpoint: Checkpoint, wanted: Mapping[str, Wanted], is_shown: bool) -> None:
+def _read_all(
+    checkpoint: Checkpoint, wanted: Mapping[str, Wanted], is_shown: bool, rank: int
+) -> None:
     jobs = _planned(checkpoint, wanted)
+    first = checkpoint.tensors[jobs[0][0][0]].file if jobs else None
+    fault_point("load", rank, None if first is None else Path(first))
     total_bytes = sum(_size(job[0][1]) for job in jobs)
     with shown_progress("loading weights", total_bytes, is_shown) as advance:
         for done, job in enumerate(jobs):
@@ -165,7 +180,7 @@ def _planned(
     jobs: dict[Hashable, list[tuple[str, Wanted]]] = {}
     seen: set[Hashable] = set()
     for name, want in _found(checkpoint, wanted).items():
-        if want.memory not in seen:
+        if want.is_held and want.memory not in seen:
             seen.add(want.memory)
             info = checkpoint.tensors[name]
             key = (info.file, info.offset, info.name, want.box, want.dtype.name)

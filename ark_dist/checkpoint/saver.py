@@ -20,6 +20,7 @@ from ark_dist.checkpoint.index import INDEX_NAME, SINGLE_NAME, Index, build_inde
 from ark_dist.checkpoint.shard_file import ShardFile
 from ark_dist.checkpoint.shards import Layout, ShardPlan, fingerprint, plan_shards
 from ark_dist.core.errors import CheckpointError
+from ark_dist.launch.fault import fault_point
 from ark_dist.safetensors_file import Array
 
 # What other tools cut at, too.

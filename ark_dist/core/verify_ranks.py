@@ -117,12 +117,13 @@ def _flag_problems(plans: Sequence[Plan], tables: dict[str, Flags]) -> Iterator[
             for problem in _collected(plan.method(name), plan.rank, homes, tables[name]):
                 yield f"method {name!r}: rank {plan.rank}: {problem}"
     for name, flags in tables.items():
-        for problem in (
+        problems = [
             *_raise_problems(flags, homes, name, len(plans)),
             *_request_problems(flags, len(plans)),
-            *_end_problems([plan.method(name) for plan in plans], flags),
-        ):
-            yield f"method {name!r}: {problem}"
+        ]
+        if not problems:
+            problems += _end_problems([plan.method(name) for plan in plans], flags)
+        yield from (f"method {name!r}: {problem}" for problem in problems)
 
 
 def _collected(method: Method, rank: int, homes: dict[_Flag, str], flags: Flags) -> Iterator[str]:
