@@ -9,9 +9,12 @@ from ark_dist.comm.communicator import Communicator
 from ark_dist.core.graph import Buffer
 from ark_dist.core.layout import Share
 from ark_dist.core.op import Array
-from ark_dist.core.shape import Box, box_shape, box_size, full_box, row_major_strides
+from ark_dist.core.shape import Box, box_shape, full_box, row_major_strides
 from ark_dist.core.view import View
 from ark_dist.launch.session import Session
+
+# Above the tags that the messages of a program count up from 0.
+GATHER_TAG = 6000
 
 
 class Shares:
@@ -28,7 +31,7 @@ class Shares:
         self._session = session
         self._buffers = buffers
         self._shares = shares
-        self._communicator = communicator
+        self.communicator = communicator
         self._global = {share.buffer: b for b, share in shares.items() if share.buffer >= 0}
 
     def global_id(self, local_id: int) -> int | None:
@@ -37,17 +40,35 @@ class Shares:
 
     def part(self, buffer_id: int) -> Box:
         """The [start, stop) per dimension that this rank holds of a global buffer."""
-        return self._shares[buffer_id].parts[self._communicator.rank]
+        return self._shares[buffer_id].parts[self.communicator.rank]
+
+    def is_held(self, buffer_id: int) -> bool:
+        """Whether this rank has any element of a global buffer."""
+        return self._shares[buffer_id].is_held_by(self.communicator.rank)
 
     def held(self) -> frozenset[int]:
         """The global buffers of which this rank has any element."""
-        rank = self._communicator.rank
-        return frozenset(b for b, share in self._shares.items() if share.is_held_by(rank))
+        return frozenset(b for b in self._shares if self.is_held(b))
+
+    def owner(self, buffer_id: int) -> int:
+        """The lowest rank that has any element of a global buffer; 0 if none has."""
+        share = self._shares[buffer_id]
+        ranks = range(self.communicator.size)
+        return next((rank for rank in ranks if share.is_held_by(rank)), 0)
+
+    def local_view(self, view: View) -> View | None:
+        """Where this rank's part of a view lies in its own memory.
+
+        None if it has nothing of it, or if the view shows its buffer in another shape.
+        """
+        share, buffer = self._shares[view.buffer], self._buffers[view.buffer]
+        is_plain = _is_whole(view, buffer) and view.shape == buffer.shape
+        return self._local(share) if is_plain and self.is_held(view.buffer) else None
 
     def write(self, view: View, value: Array) -> None:
         """Store what this rank holds of a view of a global buffer; every rank has all of it."""
         share, buffer = self._shares[view.buffer], self._buffers[view.buffer]
-        if not share.is_held_by(self._communicator.rank):
+        if not self.is_held(view.buffer):
             return
         part = _slices(self.part(view.buffer))
         if _is_whole(view, buffer):
@@ -63,21 +84,47 @@ class Shares:
     def read(self, view: View) -> Array:
         """The value of a view of a global buffer; collective, unless every rank has all of it."""
         share, buffer = self._shares[view.buffer], self._buffers[view.buffer]
-        rank = self._communicator.rank
-        local = self._session.read(self._local(share)) if share.is_held_by(rank) else None
         if all(box == full_box(buffer.shape) for box in share.parts):
-            assert local is not None
-            return np.array(_seen(local, view))
-        data = b"" if local is None else np.ascontiguousarray(local).tobytes()
+            return np.array(_seen(self._session.read(self._local(share)), view))
+        givers = _givers(share)
+        data = b""
+        if self.communicator.rank in givers:
+            data = np.ascontiguousarray(self._session.read(self._local(share))).tobytes()
         whole = np.empty(buffer.shape, buffer.dtype.numpy)
-        pieces = self._communicator.all_gather_bytes(data)
-        # Backwards: of what several ranks hold, the lowest rank's counts.
-        for box, piece in reversed(list(zip(share.parts, pieces, strict=True))):
-            if box_size(box) or not box:
-                array = np.frombuffer(piece, buffer.dtype.numpy)
-                if array.size:
-                    whole[_slices(box)] = array.reshape(box_shape(box))
+        pieces = self.communicator.all_gather_bytes(data)
+        for rank in givers:
+            box = share.parts[rank]
+            piece = np.frombuffer(pieces[rank], buffer.dtype.numpy)
+            whole[_slices(box)] = piece.reshape(box_shape(box))
         return np.array(_seen(whole, view))
+
+    def gather(self, view: View, root: int, *, timeout_s: float | None = None) -> Array | None:
+        """The value of a view of a global buffer on one rank, and None on the others.
+
+        Collective; what the root has whole is not copied. Nobody holds more than the tensor and
+        one part of it beside its own part.
+        """
+        share, buffer = self._shares[view.buffer], self._buffers[view.buffer]
+        rank, givers = self.communicator.rank, _givers(share)
+        if rank != root:
+            if rank in givers:
+                part = np.ascontiguousarray(self._own(share))
+                self.communicator.send(part, root, GATHER_TAG, timeout_s=timeout_s)
+            return None
+        if givers == [root]:
+            return _seen(self._own(share), view)
+        whole = np.empty(buffer.shape, buffer.dtype.numpy)
+        for giver in givers:
+            target = whole[_slices(share.parts[giver])]
+            if giver == root:
+                target[...] = self._own(share)
+                continue
+            # Rows of the tensor are received where they belong.
+            part = target if target.flags.c_contiguous else np.empty_like(target, order="C")
+            self.communicator.recv(part, giver, GATHER_TAG, timeout_s=timeout_s)
+            if part is not target:
+                target[...] = part
+        return _seen(whole, view)
 
     def read_local(self, call: str, view: View) -> Array:
         """This rank's part of a whole buffer; ValueError for a view of another kind."""
@@ -87,13 +134,35 @@ class Shares:
                 f"{call}: {buffer.name!r} is looked at through a view, of which no rank has a "
                 "part of its own; read it without local=True"
             )
-        if not share.is_held_by(self._communicator.rank):
+        if not self.is_held(view.buffer):
             return np.empty(box_shape(self.part(view.buffer)), buffer.dtype.numpy)
         return self._session.read(self._local(share))
+
+    def _own(self, share: Share) -> Array:
+        """This rank's part in its memory, or a copy where there are only copies."""
+        return self._session.memory.view(self._local(share))
 
     def _local(self, share: Share) -> View:
         buffer = self._session.plan.buffers[share.buffer]
         return View(buffer.id, buffer.dtype, 0, buffer.shape, row_major_strides(buffer.shape))
+
+
+def _givers(share: Share) -> list[int]:
+    """The ranks whose parts make up a buffer, those that overrule others last.
+
+    Of what several ranks hold the lowest rank's counts; a part inside another's is left out.
+    """
+    held = [rank for rank in range(len(share.parts)) if share.is_held_by(rank)]
+    needed = []
+    for rank in held:
+        others = (other for other in held if other < rank)
+        if not any(_is_inside(share.parts[rank], share.parts[other]) for other in others):
+            needed.append(rank)
+    return needed[::-1]
+
+
+def _is_inside(box: Box, outer: Box) -> bool:
+    return all(a <= start and stop <= b for (start, stop), (a, b) in zip(box, outer, strict=True))
 
 
 def _is_whole(view: View, buffer: Buffer) -> bool:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.mpi import run_mpi
+
 ROOT = Path(__file__).resolve().parents[1]
 TUTORIALS = ROOT / "examples" / "tutorial"
 NUMBER = r"[0-9.e+-]+"
@@ -58,3 +60,11 @@ def test_a_tutorial_shows_the_lines_of_its_document(name: str) -> None:
     }
     for line in lines[name]:
         assert line in text
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("name", ["mesh.py", "ring.py"])
+def test_examples_of_several_ranks_run_on_any_number_of_them(name: str, size: int) -> None:
+    done = run_mpi(size, ROOT / "examples" / "ranks" / name, timeout_s=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f" of {size}: ") == size, done.stdout

@@ -231,6 +231,16 @@ def test_a_cut_that_moves_to_another_dimension_is_redistributed() -> None:
     assert compare(graph, {"tp": 3}).ops() == ["redistribute"]
 
 
+def test_units_that_would_leave_ranks_without_work_are_not_joined() -> None:
+    m = Model()
+    x = m.x(12, shard=P("tp"))
+    m.op("exp", m.op("reshape", x, shape=(4, 3)))
+    m.op("sin", m.op("reshape", x, shape=(3, 4)))
+    many = compare(m.freeze(), {"tp": 4})
+    assert [shapes(part)["x"] for part in many.parts] == [(3,)] * 4
+    assert many.ops() == ["all_gather"]
+
+
 def test_classes_that_two_axes_ask_for_are_cut_by_the_larger_tensor() -> None:
     m = Model()
     m.op("mul", m.x(8, 6, shard=P("a", None)), m.x(8, 1, name="small", shard=P("b", None)))

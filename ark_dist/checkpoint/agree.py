@@ -86,9 +86,9 @@ def ranks_of(communicator: Communicator | None, size_bytes: int, timeout_s: floa
 
     def agree(text: str | None) -> list[str | None]:
         # A mark before a text: an empty one is not None.
-        data = b"" if text is None else b"=" + text.encode("utf-8", "surrogateescape")
+        data = b"" if text is None else b"=" + text.encode("utf-8", "surrogatepass")
         found = communicator.all_gather_bytes(data, timeout_s=limit_s)
-        return [data[1:].decode("utf-8", "surrogateescape") if data else None for data in found]
+        return [data[1:].decode("utf-8", "surrogatepass") if data else None for data in found]
 
     return Ranks(communicator.rank, communicator.size, agree, limit_s)
 

@@ -132,8 +132,13 @@ class _Save:
         self._is_new = False
         self._lock_fd = -1
 
+    def _pass(self, phase: str, path: Path | None = None) -> None:
+        """Let a test break this rank here."""
+        fault_point(f"save:{phase}", self._rank, path)
+
     def claim(self) -> None:
         """Make the folder on rank 0, and keep other saves out of it."""
+        self._pass("claim")
         if self._rank:
             return
         with self._named_errors():
@@ -202,8 +207,11 @@ class _Save:
         file = ShardFile(path, temporary, like=self._folder / INDEX_NAME)
         self._pending.append(file)
         file.write(plan.header)
+        self._pass("header", temporary)
         for name in plan.names:
             file.write_array(name, tensors[name], next(arrays))
+            self._pass("tensor", temporary)
+        self._pass("finish", temporary)
         file.finish()
         self.sums[path.name] = file.sha256
 
@@ -215,15 +223,18 @@ class _Save:
 
     def publish(self) -> None:
         """Give this rank's files their names; no index names them yet."""
+        self._pass("rename")
         with self._named_errors():
             for pending in self._pending:
                 pending.publish()
                 self._published.append(pending.path)
+                self._pass("renamed", pending.path)
         if self._published:
             sync_folder(self._folder, self._folder)
 
     def commit(self, tensors: Mapping[str, Layout]) -> None:
         """Replace the index on rank 0, once it sees all files."""
+        self._pass("index")
         if self._rank:
             return
         files: dict[str, str] = {}
@@ -237,6 +248,7 @@ class _Save:
             self._pending.append(pending)
             pending.write(text)
             pending.finish()
+            self._pass("commit")
             pending.publish()
 
     def _check_size(self, plan: ShardPlan, tensors: Mapping[str, Layout]) -> None:
@@ -257,11 +269,13 @@ class _Save:
 
     def sync(self) -> None:
         """Wait until the disk knows of the new index."""
+        self._pass("sync")
         if not self._rank:
             sync_folder(self._folder, self._folder)
 
     def remove_old(self) -> None:
         """Remove the old checkpoint's files on rank 0; they are named by no index any more."""
+        self._pass("remove")
         new = {self._file(plan) for plan in self.plans}
         for name in self._old:
             if name not in new:

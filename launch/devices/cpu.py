@@ -20,6 +20,7 @@ from ark_dist.core.settings import Settings
 from ark_dist.kernels.emit import Tables, emit_cpu
 from ark_dist.launch.compile import compile_source, load_library
 from ark_dist.launch.cpuinfo import can_run
+from ark_dist.launch.devices.cpu_blocks import Blocks, make_blocks
 from ark_dist.launch.devices.commands import (
     DONE_OFFSET,
     MAX_TIMEOUT_S,
@@ -33,13 +34,11 @@ from ark_dist.launch.machine import Command
 from ark_dist.launch.memory import Arenas, allocate
 from ark_dist.launch.op_faults import OpFaults
 from ark_dist.launch.rank_link import RankLink
+from ark_dist.launch.rank_trace import RankTrace
 from ark_dist.launch.trace import TraceEvent, add_to_trace_file
 
 # wait() comes back to Python this often, so that Ctrl-C works.
 SLICE_S = 0.1
-IDLE_SPIN_NS = 50_000
-# Pauses in a wait before it yields the core: many where each worker has a core of its own.
-WAIT_SPINS, CROWDED_WAIT_SPINS = 4096, 32
 # Tasks that a trace keeps per worker: the last ones; a power of 2.
 TRACE_ROWS = 1 << 16
 # How long a stopped kernel may take to leave its loops.
@@ -48,23 +47,6 @@ EXIT_S = 10.0
 _SEQUENCE = struct.Struct("<Q")
 
 Memory = npt.NDArray[np.void]
-
-
-@dataclass(frozen=True, slots=True)
-class Blocks:
-    """The memory that host and workers share; records of `core/abi.py`."""
-
-    config: Memory
-    control: Memory
-    method_states: Memory
-    commands: Memory
-    mailboxes: Memory
-    statuses: Memory
-    failure: Memory
-    counters: Memory
-    traces: Memory
-    trace_counts: Memory
-    others: tuple[npt.NDArray[np.generic], ...]
 
 
 class CpuDevice:
@@ -88,6 +70,7 @@ class CpuDevice:
         self._settings = settings
         self._communicator = communicator
         self._link: RankLink | None = None
+        self._rank_trace: RankTrace | None = None
         self._trace_rows = TRACE_ROWS if settings.trace_path else 0
         self._clock_start = (0, 0)
         # What a test's fault raised in the kernel.
@@ -128,6 +111,9 @@ class CpuDevice:
                 tables.counter_count,
                 self._settings.timeout_s,
             )
+            self._rank_trace = RankTrace(
+                self.plan, self._communicator, self._settings.trace_path
+            )
             return self._link.arenas
         return allocate(self.plan)
 
@@ -139,7 +125,9 @@ class CpuDevice:
             self.stop()
         if self._link is not None:
             self._link.start()
-        self._blocks = _make_blocks(
+        if self._rank_trace is not None:
+            self._rank_trace.start()
+        self._blocks = make_blocks(
             self.plan, self._tables, arenas, self._settings, self._trace_rows, self._link
         )
         self._arenas = arenas
@@ -229,16 +217,26 @@ class CpuDevice:
             )
         assert self._end is not None
         self._end.detach()
-        if self._settings.trace_path is not None:
-            add_to_trace_file(self._settings.trace_path, self.plan, self._trace(self._blocks))
-        self._blocks = self._arenas = None
+        blocks, self._blocks, self._arenas = self._blocks, None, None
         if self._link is not None:
             self._link.stop()
+        self._write_trace(blocks)
 
     def _clocks(self) -> tuple[int, int]:
         """The trace clock and the monotonic clock in nanoseconds, read together."""
         assert self._library is not None
         return int(self._library.ark_kernel_ticks()), time.monotonic_ns()
+
+    def _write_trace(self, blocks: Blocks) -> None:
+        path = self._settings.trace_path
+        if path is None:
+            return
+        events = self._trace(blocks)
+        if self._rank_trace is None:
+            add_to_trace_file(path, self.plan, events)
+        else:
+            is_complete = int(blocks.control["abort"][0]) == abi.RUNNING
+            self._rank_trace.write(events, is_complete=is_complete)
 
     def _trace(self, blocks: Blocks) -> list[TraceEvent]:
         """The last tasks of every worker, oldest first."""
@@ -371,102 +369,3 @@ def _leaves(library: ctypes.CDLL, address: int) -> bool:
         if time.monotonic() > deadline:
             return False
     return True
-
-
-def _lines(record: abi.Record, count: int) -> Memory:
-    """Zeroed records that start on a cache line."""
-    size = record.dtype.itemsize * max(count, 1)
-    raw = np.zeros(size + abi.LINE_BYTES, np.uint8)
-    start = -raw.ctypes.data % abi.LINE_BYTES
-    return raw[start : start + size].view(record.dtype)
-
-
-def _make_blocks(
-    plan: Plan,
-    tables: Tables,
-    arenas: Arenas,
-    settings: Settings,
-    trace_rows: int,
-    link: RankLink | None,
-) -> Blocks:
-    workers = plan.target.worker_count
-    shared = None if link is None else link.memory
-    local = (0, 1) if shared is None else shared.place_on_node
-    addresses_of = [arenas.address(name) for name in ARENAS]
-    addresses_of += [int(arenas.peers[buffer].ctypes.data) for buffer in tables.peers]
-    bases = np.array(addresses_of, np.uint64)
-    raises = [0] if shared is None else [shared.flag(r).ctypes.data for r in tables.raises] or [0]
-    operands = bases[tables.operands["arena"]] + tables.operands["offset"]
-    scratch = np.zeros((workers, max(tables.scratch_elems, 1)), np.float32)
-    cores = np.array(worker_cores(workers, local), np.int32)
-    threads = np.zeros(workers, np.uint64)
-    flag_addresses = np.array(raises, np.uint64)
-    blocks = Blocks(
-        config=_lines(abi.CONFIG, 1),
-        control=_lines(abi.CONTROL, 1) if shared is None else shared.control,
-        method_states=_lines(abi.METHOD_STATE, len(plan.methods)),
-        commands=_lines(abi.COMMAND, abi.COMMAND_RING),
-        mailboxes=_lines(abi.MAILBOX, workers),
-        statuses=_lines(abi.STATUS, workers),
-        failure=_lines(abi.FAILURE, 1),
-        counters=(_lines(abi.COUNTER, tables.counter_count) if shared is None else shared.counters),
-        traces=_lines(abi.TRACE, workers * trace_rows),
-        trace_counts=_lines(abi.COUNTER, workers),
-        others=(
-            tables.tasks,
-            tables.params,
-            tables.waits,
-            tables.queues,
-            tables.methods,
-            operands,
-            flag_addresses,
-            scratch,
-            cores,
-            threads,
-        ),
-    )
-    blocks.method_states["last_turn"] = NEVER
-    addresses = {
-        "tasks": tables.tasks,
-        "params": tables.params,
-        "operands": operands,
-        "waits": tables.waits,
-        "raises": flag_addresses,
-        "queues": tables.queues,
-        "methods": tables.methods,
-        "counters": blocks.counters,
-        "control": blocks.control,
-        "method_states": blocks.method_states,
-        "commands": blocks.commands,
-        "mailboxes": blocks.mailboxes,
-        "statuses": blocks.statuses,
-        "failure": blocks.failure,
-        "trace_counts": blocks.trace_counts,
-        "scratch": scratch,
-        "cores": cores,
-        "threads": threads,
-    }
-    config = blocks.config[0]
-    for name, array in addresses.items():
-        config[name] = array.ctypes.data
-    config["traces"] = blocks.traces.ctypes.data if trace_rows else 0
-    config["trace_rows"] = trace_rows
-    config["scratch_elems"] = scratch.shape[1]
-    config["timeout_ns"] = int(min(settings.timeout_s, MAX_TIMEOUT_S) * 1e9)
-    config["idle_spin_ns"] = IDLE_SPIN_NS
-    config["wait_spins"] = CROWDED_WAIT_SPINS if -1 in cores else WAIT_SPINS
-    config["worker_count"], config["method_count"] = workers, len(plan.methods)
-    return blocks
-
-
-def worker_cores(workers: int, local: tuple[int, int]) -> list[int]:
-    """One core per worker from this rank's share of them, or -1 for all where there are too few.
-
-    `local` is this rank's place among those of its node, and how many they are.
-    """
-    if not hasattr(os, "sched_getaffinity"):
-        return [-1] * workers
-    cores = sorted(os.sched_getaffinity(0))
-    place, count = local
-    share = cores[len(cores) * place // count : len(cores) * (place + 1) // count]
-    return share[:workers] if len(share) >= workers else [-1] * workers
