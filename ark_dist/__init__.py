@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 # Nothing is imported until it is used: importing ark_dist.core runs this file first.
 _HOMES = {
+    "checkpoint.reader": ("open_checkpoint",),
     "context": (
         "assign",
         "constant",
@@ -108,6 +109,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     __version__: str
 
+    from ark_dist.checkpoint.reader import open_checkpoint as open_checkpoint
     from ark_dist.context import assign as assign
     from ark_dist.context import constant as constant
     from ark_dist.context import full as full

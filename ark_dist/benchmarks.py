@@ -100,6 +100,11 @@ def mlp() -> list[Row]:
     return _ranked("mlp", 2)
 
 
+def load() -> list[Row]:
+    """Four ranks load their parts of a checkpoint of 2 GB, against the safetensors library."""
+    return _ranked("load", 4)
+
+
 def _ranked(bench: str, ranks: int) -> list[Row]:
     """Run a benchmark of several ranks under mpirun."""
     mpirun = require_mpirun("auto")
@@ -131,6 +136,7 @@ def _printed(code: str) -> list[list[str]]:
 BENCHES: dict[str, Callable[[], list[Row]]] = {
     "all_reduce": all_reduce,
     "dispatch": dispatch,
+    "load": load,
     "mlp": mlp,
     "planning": planning,
     "startup": startup,

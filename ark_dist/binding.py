@@ -79,8 +79,7 @@ class Binding:
             self.session.write(view, array)
         else:
             self.shares.write(view, array)
-        if buffer.id in self._unset:
-            self._mark(buffer, view)
+        self.mark_written(tensor)
 
     def read(self, call: str, tensor: Tensor, *, is_local: bool = False) -> Array:
         """Return a copy of the tensor's memory: the global value, or this rank's part of it."""
@@ -97,8 +96,39 @@ class Binding:
         return self.shares.read(tensor.value.view)
 
     def part(self, tensor: Tensor) -> Box:
-        """The part of a tensor that this rank holds: [start, stop) for each dimension."""
-        return full_box(tensor.value.view.shape)
+        """The [start, stop) per dimension that this rank wants to read of a tensor.
+
+        The part that it holds, an empty box if it holds nothing, and all of a tensor of which
+        only `write` finds the part.
+        """
+        view = tensor.value.view
+        if self.shares is None:
+            return full_box(view.shape)
+        if self.shares.is_held(view.buffer) and self.shares.local_view(view) is None:
+            return full_box(view.shape)
+        return self.shares.part(view.buffer)
+
+    def part_view(self, tensor: Tensor) -> View | None:
+        """Where `part` lies in this rank's memory; None where only `write` finds it."""
+        view = tensor.value.view
+        return view if self.shares is None else self.shares.local_view(view)
+
+    def owner(self, tensor: Tensor) -> int:
+        """The lowest rank that holds a part of a tensor."""
+        return 0 if self.shares is None else self.shares.owner(tensor.value.view.buffer)
+
+    def gather(self, tensor: Tensor, *, timeout_s: float) -> Array | None:
+        """The tensor on its owner, a copy only if it must be, and None elsewhere; collective."""
+        view = tensor.value.view
+        if self.shares is None:
+            return self.session.memory.view(view)
+        return self.shares.gather(view, self.shares.owner(view.buffer), timeout_s=timeout_s)
+
+    def mark_written(self, tensor: Tensor) -> None:
+        """Remember that this rank's part of a weight is set."""
+        view = tensor.value.view
+        if view.buffer in self._unset:
+            self._mark(self._buffers[view.buffer], view)
 
     def run(self, iterations: int, method: str, scalars: Mapping[str, int | float | bool]) -> None:
         """Queue a run, unless the method reads weights that were never written."""

@@ -1,4 +1,4 @@
-"""The command `ark-dist`: run, doctor, bench, trace, cache."""
+"""The command `ark-dist`: run, doctor, bench, trace, explain, cache."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import Annotated
 
@@ -127,28 +128,85 @@ def trace(
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path(
         "trace.json"
     ),
+    ranks: Annotated[int, typer.Option(help="How many ranks to run it on; 1 is no launcher.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Run a program and write a trace of its kernels' tasks for Perfetto or chrome://tracing."""
+    """Run a program and write a trace of its kernels' tasks for Perfetto or chrome://tracing.
+
+    With several ranks each is a process of the trace, and arrows show messages between them. If
+    the program fails, what the ranks wrote until then stays.
+    """
+    from ark_dist.launch.trace_merge import remove_parts
+
     if not script.is_file():
         _fail(f"{script} is not a file; name a Python program")
     target = out.absolute()
     if not target.parent.is_dir():
         _fail(f"folder {target.parent} does not exist; make it, or choose another --out")
+    if ranks < 1:
+        _fail(f"--ranks is {ranks}; it must be 1 or more")
     target.unlink(missing_ok=True)
+    remove_parts(target)
+    command = [sys.executable, str(script), *context.args]
+    if ranks > 1:
+        start = [sys.executable, "-m", "ark_dist.cli", "run", "-n", str(ranks)]
+        command = [*start, str(script), *context.args]
     done = subprocess.run(
-        [sys.executable, str(script), *context.args],
+        command,
         env=child_environment(ARK_DIST_TRACE=str(target)),
         check=False,
         stdout=sys.stderr if as_json else None,
     )
     if done.returncode:
+        if target.exists():
+            _tell(f"ark-dist trace: what there was until then is in {out}")
         raise typer.Exit(done.returncode if done.returncode > 0 else 128 - done.returncode)
     if not target.exists():
         _fail(f"{script} stopped no kernel on a CPU, so there is nothing to trace")
-    count = len(json.loads(target.read_text("utf-8"))["traceEvents"])
-    row = {"path": str(out), "events": count}
+    remove_parts(target)
+    document = json.loads(target.read_text("utf-8"))
+    count = len(document["traceEvents"])
+    row: dict[str, object] = {"path": str(out), "events": count}
+    if "ark_dist" in document:
+        row["ranks"] = document["ark_dist"]["ranks"]
     print(json.dumps(row) if as_json else f"{count} events in {out}; open it in ui.perfetto.dev")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def explain(
+    context: typer.Context,
+    script: Annotated[Path, typer.Argument(help="The Python program to plan; arguments follow.")],
+    ranks: Annotated[int | None, typer.Option(help="How many ranks would run it.")] = None,
+    mesh: Annotated[
+        str | None, typer.Option(help="Another mesh than the program's, such as pp=2,tp=4.")
+    ] = None,
+    rank: Annotated[list[int] | None, typer.Option(help="A rank to explain, not all.")] = None,
+    per_node: Annotated[int, typer.Option(help="Ranks of a node; 0: one node has all.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Say what each rank of a program would do; it is run up to its first Executor and no further.
+
+    It needs no launcher and one process, however many ranks are asked for.
+    """
+    from ark_dist.explain import Question, checked_ranks, explain_script, mesh_of
+    from ark_dist.report_text import plain_text, print_tables, report_dict
+
+    if not script.is_file():
+        _fail(f"{script} is not a file; name a Python program")
+    asked = None if mesh is None else mesh_of(mesh)
+    size = ranks or (prod(n for _, n in asked.axes) if asked is not None else 1)
+    if size < 1 or per_node < 0:
+        _fail(f"--ranks is {size} and --per-node {per_node}; they must be 1 or more")
+    chosen = checked_ranks(rank or (), size)
+    question = Question(script, tuple(context.args), size, asked, chosen, per_node)
+    reports = explain_script(question)
+    console = Console()
+    if as_json:
+        print(json.dumps([report_dict(report) for report in reports]))
+    elif console.is_terminal:
+        print_tables(reports, console)
+    else:
+        print(plain_text(reports), end="")
 
 
 @cache_app.command("ls")

@@ -19,9 +19,13 @@ from ark_dist.core.builder import DEFAULT_METHOD
 from ark_dist.core.graph import Graph
 from ark_dist.core.plan import Plan
 from ark_dist.core.settings import Settings, read_settings
+from ark_dist.core.target import topology_of
+from ark_dist.explain import Planned, Request, explain_plan
+from ark_dist.launch.agreement import node_topology
 from ark_dist.launch.open import open_session
 from ark_dist.mesh import Mesh
 from ark_dist.model import Model
+from ark_dist.report_text import plain_text
 from ark_dist.scheduler.plan import PlanOptions
 from ark_dist.tensors import Tensor
 
@@ -81,6 +85,10 @@ class Executor:
         self._graph = self._model.freeze(name)
         if mesh is not None and not isinstance(mesh, Mesh):
             raise TypeError(f"Executor: mesh is a {type(mesh).__name__}, wanted an ark.Mesh")
+        self._request = Request(self._graph, device, workers, gpu_id, options, mesh)
+        if world_module.current().is_planned:
+            raise Planned(self._request)
+        self._communicator = world.communicator
         opened = open_session(
             self._graph,
             device=device,
@@ -118,6 +126,19 @@ class Executor:
 
     def __repr__(self) -> str:
         return f"Executor({self.plan.name!r}, {self.plan.target.kind}, {self.state})"
+
+    def explain(self) -> str:
+        """Say what this rank's plan does, in words.
+
+        That is: which part of each tensor is here, what is communicated and why, memory by
+        arena, tasks per worker, and the time that the cost model predicts. With several ranks
+        all of them call it.
+        """
+        size, own = self.plan.world_size, self._communicator
+        mesh = self._request.mesh
+        topology = topology_of((0,)) if own is None or size == 1 else node_topology(own)
+        shape = None if mesh is None else mesh.sized(size)
+        return plain_text([explain_plan(self.plan, self._request, shape, topology)])
 
     def compile(self) -> None:
         """Make the kernel and allocate its memory; logs where the source can be read.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ark_dist.checkpoint.loader import LoadResult
 from ark_dist.checkpoint.reader import Checkpoint
 from ark_dist.tensors import Parameter
-from ark_dist.weights import load_parameters, read_parameters
+from ark_dist.weights import load_parameters, read_parameters, save_parameters
 
 
 def _no_forward(self: Module, *args: object, **kwargs: object) -> NoReturn:
@@ -215,12 +215,32 @@ class Module:
     def state_dict(self, prefix: str = "") -> dict[str, npt.NDArray[np.generic]]:
         """Return prefix + dotted name -> a copy of the parameter, bit for bit.
 
-        A parameter with several names is one array under all of them.
+        A parameter with several names is one array under all of them. Of a model that is cut over
+        ranks it has the whole tensors, on every rank: all ranks call it, and `ark.save` of it;
+        `save` needs less memory.
 
         Raises:
             LifecycleError: before the program has memory, and while it runs.
         """
         return read_parameters(self.params_dict(prefix))
+
+    def save(self, path: str | os.PathLike[str], prefix: str = "") -> None:
+        """Write all parameters as a folder of safetensors files, as Hugging Face does.
+
+        Of a model that is cut over ranks all ranks call it. The lowest rank that holds a part of
+        a tensor writes the whole of it; nobody holds more than one whole tensor at a time. Any
+        number of ranks can load what any number saved. The folder's checkpoint appears at once
+        and whole, or the old one stays as it was.
+
+        Args:
+            path: the folder; it is made if its parent is there.
+            prefix: what to put before the module's own names.
+
+        Raises:
+            CheckpointError: where the folder can't be written; the same on all ranks.
+            LifecycleError: before the program has memory, and while it runs.
+        """
+        save_parameters(self.params_dict(prefix), path)
 
     def load_state_dict(
         self,
@@ -229,6 +249,7 @@ class Module:
         prefix: str = "",
         *,
         cast: bool = False,
+        verify: bool = False,
     ) -> LoadResult:
         """Write all parameters from a state_dict, or none if anything does not fit.
 
@@ -236,10 +257,12 @@ class Module:
             state_dict: prefix + dotted name -> array of the parameter's shape and dtype.
                 Names that do not start with `prefix` are left alone. Or the path of a file, or of
                 a folder of safetensors files; each rank reads its own slices of those, straight
-                to where they belong.
+                to where they belong. Of a model that is cut over ranks all ranks call it.
             strict: every parameter must be there, and nothing else.
             prefix: what stands before the module's own names.
             cast: convert arrays of another dtype.
+            verify: first compare all files with the sha256 that a folder saved by ark_dist has;
+                the ranks share that work.
 
         Returns:
             The names that were missing and those that were not expected, as torch does.
@@ -247,6 +270,7 @@ class Module:
         Raises:
             StateDictError: with all missing, unexpected, misshapen and mistyped names.
             TypeError: for something that is no dict of name to numpy.ndarray, and no path.
+            ValueError: for verify with something that is no checkpoint.
             FileNotFoundError: if there is nothing at the path.
             CheckpointError: for files that are damaged or unsafe; a part may be loaded if the
                 damage is in the data of a tensor.
@@ -258,6 +282,7 @@ class Module:
             state_dict,
             is_strict=strict,
             is_cast=cast,
+            is_verified=verify,
             prefix=prefix,
         )
 

@@ -21,6 +21,7 @@ from ark_dist import world
 from ark_dist.comm.communicator import Communicator
 from ark_dist.core.layout import P
 from ark_dist.executor import Executor
+from ark_dist.load_benchmark import load
 from ark_dist.mesh import Mesh
 from ark_dist.model import Model
 from ark_dist.tensors import Tensor
@@ -39,7 +40,7 @@ def main(name: str) -> None:
     """Measure on this rank; rank 0 prints."""
     communicator = world.current().communicator
     assert communicator is not None, "start this with mpirun"
-    rows = {"all_reduce": all_reduce, "mlp": mlp}[name](communicator)
+    rows = {"all_reduce": all_reduce, "load": load, "mlp": mlp}[name](communicator)
     if communicator.rank == 0:
         print(json.dumps(rows))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import ml_dtypes
 import numpy as np
 
+from ark_dist.checkpoint.agree import ALONE, Ranks, check_same_path, together
 from ark_dist.checkpoint.atomic import replacing
 from ark_dist.checkpoint.index import INDEX_SUFFIX
 from ark_dist.checkpoint.reader import Checkpoint, open_checkpoint, read_all
@@ -47,20 +48,53 @@ _HEAD_BYTES = 32
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
+class RankedStateDict(dict[str, Array]):
+    """A state_dict that all ranks of a model have and save together; its copies are dicts."""
+
+    def __init__(self, arrays: Mapping[str, Array], ranks: Ranks) -> None:
+        """Take arrays that are the same on all of `ranks`."""
+        super().__init__(arrays)
+        self.ranks = ranks
+
+    def __reduce__(self) -> tuple[type[StateDict], tuple[StateDict]]:
+        """Let copies and pickles be of this rank alone."""
+        return dict, (dict(self),)
+
+
 def save(state_dict: Mapping[str, Array], path: str | os.PathLike[str]) -> None:
     """Write a state_dict as one safetensors file, whatever the file is called.
 
     A path that ends with "/" is a folder: it gets safetensors files of up to 5 GB with an index,
     as Hugging Face has them. The file, or the folder's checkpoint, appears at once and whole, or
     the old one stays as it was. Names that share one array are written once and stay tied.
+
+    What `Module.state_dict()` returns of a model that is cut over ranks is saved by all ranks
+    together: each calls this with the same path, rank 0 writes, and all raise what it raises.
+    `dict(state_dict)` is this rank's alone.
+
     Raises TypeError and ValueError for what can't be saved, CheckpointError where the file can't
     be written.
     """
-    arrays, tied = _split_tied(_check_arrays(state_dict))
-    if os.fspath(path).endswith("/"):
+    ranks = state_dict.ranks if isinstance(state_dict, RankedStateDict) else ALONE
+    arrays, tied = together(ranks.agree, lambda: _split_tied(_check_arrays(state_dict)))
+    name = os.fspath(path)
+    check_same_path("save", ranks, name)
+    if name.endswith("/"):
         tensors = {name: Layout(array.shape, _native(array)) for name, array in arrays.items()}
-        save_checkpoint(path, tensors, arrays.__getitem__, tied=tied)
+        save_checkpoint(
+            path,
+            tensors,
+            arrays.__getitem__,
+            tied=tied,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            agree=ranks.agree,
+        )
         return
+    together(ranks.agree, lambda: _save_file(name, arrays, tied) if ranks.is_first else None)
+
+
+def _save_file(path: str, arrays: StateDict, tied: Mapping[str, str]) -> None:
     # Large items first keeps each tensor aligned to its own item size.
     names = sorted(arrays, key=lambda name: -arrays[name].dtype.itemsize)
     layouts = {name: (_native(arrays[name]), arrays[name].shape) for name in names}

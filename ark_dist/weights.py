@@ -4,69 +4,132 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ark_dist import arrays
 from ark_dist.binding import Binding
+from ark_dist.checkpoint.agree import Ranks, check_same_path, ranks_of, together
 from ark_dist.checkpoint.loader import CALL, LoadResult, Wanted, load_slices
 from ark_dist.checkpoint.reader import Checkpoint
 from ark_dist.checkpoint.report import Report, dtype_problem, shape_problem, unexpected_names
+from ark_dist.checkpoint.saver import save_checkpoint
+from ark_dist.checkpoint.shards import Layout
 from ark_dist.context import LOGGER, rank
 from ark_dist.core.errors import LifecycleError, StateDictError
 from ark_dist.core.op import Array
+from ark_dist.core.settings import read_settings
 from ark_dist.launch.memory import Arenas
 from ark_dist.listing import listed
-from ark_dist.serialize import find_checkpoint, load
+from ark_dist.serialize import RankedStateDict, find_checkpoint, load
 from ark_dist.tensors import Parameter
 
+Parameters = Mapping[str, Parameter]
 
-def read_parameters(parameters: Mapping[str, Parameter]) -> dict[str, Array]:
+
+def read_parameters(parameters: Parameters) -> dict[str, Array]:
     """Return name -> copy; parameters that share memory share the copy."""
+    ranks = _ranks(parameters)
+    bindings = together(ranks.agree, lambda: _bindings("state_dict", parameters, "read"))
     done: dict[object, Array] = {}
     result = {}
     for name, parameter in parameters.items():
         key = _identity(parameter)
         if key not in done:
-            done[key] = _binding("state_dict", name, parameter).read("state_dict", parameter)
+            done[key] = bindings[name].read("state_dict", parameter)
         result[name] = done[key]
-    return result
+    return result if ranks.world_size == 1 else RankedStateDict(result, ranks)
+
+
+def save_parameters(parameters: Parameters, path: str | os.PathLike[str]) -> None:
+    """Write a folder, tensor by tensor."""
+    ranks = _ranks(parameters)
+    bindings = together(ranks.agree, lambda: _bindings("save", parameters, "read"))
+    check_same_path("save", ranks, os.fspath(path))
+    first: dict[object, str] = {}
+    names = {name: first.setdefault(_identity(p), name) for name, p in parameters.items()}
+
+    def layout(name: str) -> Layout:
+        parameter = parameters[name]
+        owner = bindings[name].owner(parameter)
+        return Layout(parameter.value.view.shape, parameter.dtype.numpy, owner)
+
+    save_checkpoint(
+        path,
+        {name: layout(name) for name in first.values()},
+        lambda name: bindings[name].gather(parameters[name], timeout_s=ranks.timeout_s),
+        tied={alias: name for alias, name in names.items() if alias != name},
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        agree=ranks.agree,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """One load of a module.
+
+    Attributes:
+        owner: the module's name in errors.
+        parameters: name, with the prefix -> parameter.
+        ranks: those that load together.
+    """
+
+    owner: str
+    parameters: Parameters
+    ranks: Ranks
+    is_strict: bool
+    is_cast: bool
+    is_verified: bool
+    prefix: str
 
 
 def load_parameters(
     owner: str,
-    parameters: Mapping[str, Parameter],
+    parameters: Parameters,
     source: Mapping[str, Array] | str | os.PathLike[str] | Checkpoint,
     *,
     is_strict: bool,
     is_cast: bool,
+    is_verified: bool,
     prefix: str,
 ) -> LoadResult:
     """Check everything first, then write; `owner` names the module in errors."""
-    if isinstance(source, (str, os.PathLike)):
-        checkpoint = find_checkpoint(source)
-        source = load(source) if checkpoint is None else checkpoint
-    if isinstance(source, Checkpoint):
-        with source:
-            result = _load_checkpoint(owner, parameters, source, is_strict, is_cast, prefix)
+    ranks = _ranks(parameters)
+    job = _Load(owner, parameters, ranks, is_strict, is_cast, is_verified, prefix)
+    bindings = together(ranks.agree, lambda: _bindings(CALL, parameters, "write"))
+    opened = together(ranks.agree, lambda: _opened(source, is_verified))
+    if isinstance(opened, Checkpoint):
+        with opened:
+            result = _load_checkpoint(job, bindings, opened)
     else:
-        result = _load_dict(owner, parameters, _checked_dict(source), is_strict, is_cast, prefix)
-    if result.unexpected_keys:
+        result = _load_dict(job, bindings, opened)
+    if result.unexpected_keys and ranks.is_first:
         LOGGER.warning("%s: %s has no %s; skipped", CALL, owner, listed(result.unexpected_keys))
     return result
 
 
+def _opened(source: object, is_verified: bool) -> Checkpoint | dict[str, Array]:
+    if isinstance(source, (str, os.PathLike)):
+        source = find_checkpoint(source) or load(source)
+    if isinstance(source, Checkpoint):
+        return source
+    if is_verified:
+        raise ValueError(
+            f"{CALL}: verify=True wants a folder that ark_dist saved, which has checksums; found "
+            "arrays or a file of another format: leave verify out"
+        )
+    return _checked_dict(source)
+
+
 def _load_checkpoint(
-    owner: str,
-    parameters: Mapping[str, Parameter],
-    checkpoint: Checkpoint,
-    is_strict: bool,
-    is_cast: bool,
-    prefix: str,
+    job: _Load, bindings: Mapping[str, Binding], checkpoint: Checkpoint
 ) -> LoadResult:
     """Read this rank's parts from files, where they can straight to the program's memory."""
-    bindings = _writable_bindings(parameters)
+    ranks = job.ranks
+    if job.is_verified:
+        together(ranks.agree, lambda: checkpoint.verify(ranks.rank, ranks.world_size))
     wanted = {
         name: Wanted(
             parameter.value.view.shape,
@@ -75,63 +138,79 @@ def _load_checkpoint(
             _destination(bindings[name], parameter),
             _identity(parameter),
         )
-        for name, parameter in parameters.items()
+        for name, parameter in job.parameters.items()
     }
     result = load_slices(
         checkpoint,
         wanted,
-        owner=owner,
-        is_strict=is_strict,
-        is_cast=is_cast,
-        prefix=prefix,
+        owner=job.owner,
+        is_strict=job.is_strict,
+        is_cast=job.is_cast,
+        prefix=job.prefix,
         is_shown=rank() == 0,
+        rank=ranks.rank,
+        agree=ranks.agree,
     )
-    for name, want in wanted.items():
-        if isinstance(want.write, np.ndarray) and name in checkpoint.tensors:
-            # It is in place: this tells the binding, and copies nothing.
-            bindings[name].write(CALL, parameters[name], want.write)
+    for name in wanted:
+        if name in checkpoint.tensors:
+            bindings[name].mark_written(job.parameters[name])
     return result
 
 
 def _destination(binding: Binding, parameter: Parameter) -> Array | Callable[[Array], None]:
-    memory, view = binding.session.memory, parameter.value.view
-    # Where views are copies, as those of a GPU's memory are, or where this rank has a part of
-    # the tensor, only write() reaches it.
-    if binding.shares is None and type(memory).view is Arenas.view:
-        array = memory.view(view)
+    session, view = binding.session, binding.part_view(parameter)
+    if view is None:
+        return lambda array: binding.write(CALL, parameter, array)
+    # Where views are copies, as those of a GPU's memory are, only write() reaches it.
+    if type(session.memory).view is Arenas.view:
+        array = session.memory.view(view)
         if array.flags.writeable:
             return array
-    return lambda array: binding.write(CALL, parameter, array)
+    return lambda array: session.write(view, array)
 
 
 def _load_dict(
-    owner: str,
-    parameters: Mapping[str, Parameter],
-    given: Mapping[str, Array],
-    is_strict: bool,
-    is_cast: bool,
-    prefix: str,
+    job: _Load, bindings: Mapping[str, Binding], given: Mapping[str, Array]
 ) -> LoadResult:
-    bindings = _writable_bindings(parameters)
-    matched, report = _match(parameters, given, is_cast)
-    loaded = {_identity(parameters[name]) for name in matched}
-    missing = [n for n, p in parameters.items() if n not in given and _identity(p) not in loaded]
-    unexpected = unexpected_names(given, parameters, prefix)
-    report = replace(report, missing=tuple(missing), unexpected=tuple(unexpected))
-    problems = report.problems(is_strict)
-    if problems:
-        text = "\n  ".join(problems)
-        raise StateDictError(f"{CALL}: nothing was loaded into {owner}:\n  {text}")
+    """Write from arrays that every rank has whole."""
+    parameters = job.parameters
+    matched, report = together(job.ranks.agree, lambda: _fitting(job, given))
     for name, array in matched.items():
         bindings[name].write(CALL, parameters[name], array)
-    return LoadResult(missing, unexpected)
+    return LoadResult([*report.missing], [*report.unexpected])
 
 
-def _writable_bindings(parameters: Mapping[str, Parameter]) -> dict[str, Binding]:
-    bindings = {name: _binding(CALL, name, parameter) for name, parameter in parameters.items()}
+def _fitting(job: _Load, given: Mapping[str, Array]) -> tuple[dict[str, Array], Report]:
+    parameters = job.parameters
+    matched, report = _match(parameters, given, job.is_cast)
+    loaded = {_identity(parameters[name]) for name in matched}
+    missing = [n for n, p in parameters.items() if n not in given and _identity(p) not in loaded]
+    unexpected = unexpected_names(given, parameters, job.prefix)
+    report = replace(report, missing=tuple(missing), unexpected=tuple(unexpected))
+    problems = report.problems(job.is_strict)
+    if problems:
+        text = "\n  ".join(problems)
+        raise StateDictError(f"{CALL}: nothing was loaded into {job.owner}:\n  {text}")
+    return matched, report
+
+
+def _ranks(parameters: Parameters) -> Ranks:
+    """The ranks that a model is cut over, which call together; or this one alone."""
+    sizes = {_identity(parameter): parameter.nbytes for parameter in parameters.values()}
+    for parameter in parameters.values():
+        binding = parameter.model.binding
+        if binding is not None and binding.shares is not None:
+            timeout_s = read_settings().timeout_s
+            return ranks_of(binding.shares.communicator, sum(sizes.values()), timeout_s)
+    return ranks_of(None, 0, 0)
+
+
+def _bindings(call: str, parameters: Parameters, access: str) -> dict[str, Binding]:
+    """Return each parameter's binding, whose session allows the access now."""
+    bindings = {name: _binding(call, name, parameter) for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
-        bindings[name].require(CALL, parameter)
-        bindings[name].session.require("write")
+        bindings[name].require(call, parameter)
+        bindings[name].session.require(access)
     return bindings
 
 
@@ -153,7 +232,7 @@ def _checked_dict(state_dict: object) -> dict[str, Array]:
 
 
 def _match(
-    parameters: Mapping[str, Parameter], given: Mapping[str, Array], is_cast: bool
+    parameters: Parameters, given: Mapping[str, Array], is_cast: bool
 ) -> tuple[dict[str, Array], Report]:
     """Return the arrays to write, each memory once, and what does not fit."""
     matched: dict[str, Array] = {}

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from ark_dist.comm.communicator import Communicator
 from ark_dist.core.settings import read_settings
+from ark_dist.launch.error_file import CONNECTED, STARTS_MPI
 from ark_dist.launch.fault import fault_point
-from ark_dist.launch.hooks import hooked_ranks, install_hooks
+from ark_dist.launch.hooks import bounded, hooked_ranks, install_hooks, note_stage
+from ark_dist.launch.node_board import NodeBoard
 from ark_dist.launch.ranks import Ranks, check_world
 from ark_dist.launch.session import Session
 
@@ -25,11 +27,13 @@ class World:
         rank: its number, from 0.
         size: how many there are.
         communicator: the way to the others; None where there is one process.
+        is_planned: whether programs are planned only, and there are no other ranks.
     """
 
     rank: int
     size: int
     communicator: Communicator | None
+    is_planned: bool = False
 
 
 ALONE = World(0, 1, None)
@@ -59,7 +63,19 @@ def current() -> World:
 @contextmanager
 def use(communicator: Communicator) -> Iterator[World]:
     """Let this thread be a rank of another world, such as one of threads, within a block."""
-    world = World(communicator.rank, communicator.size, communicator)
+    with _as(World(communicator.rank, communicator.size, communicator)) as world:
+        yield world
+
+
+@contextmanager
+def plan_as(rank: int, size: int) -> Iterator[World]:
+    """Let this thread plan what a rank would run within a block; there are no other ranks."""
+    with _as(World(rank, size, None, is_planned=True)) as world:
+        yield world
+
+
+@contextmanager
+def _as(world: World) -> Iterator[World]:
     token = _override.set(world)
     try:
         yield world
@@ -79,12 +95,24 @@ def _connect(ranks: Ranks) -> World:
     from ark_dist.comm.mpi import mpi_world
 
     fault_point("init", ranks.rank)
-    communicator = mpi_world(timeout_s=read_settings().timeout_s)
-    check_world(ranks, communicator.rank, communicator.size)
-    install_hooks(ranks, lambda code: communicator.abort(code, "this rank failed"), _leave)
+    timeout_s = read_settings().timeout_s
+    # The start of MPI waits for all ranks without any limit.
+    with bounded(timeout_s):
+        note_stage(STARTS_MPI)
+        communicator = mpi_world(timeout_s=timeout_s)
+        check_world(ranks, communicator.rank, communicator.size)
+        note_stage(CONNECTED)
+        board = NodeBoard(communicator)
+
+    def abort(code: int) -> None:
+        board.resume_others()
+        communicator.abort(code, "this rank failed")
+
+    def leave(code: int) -> None:
+        for session in list(_sessions):
+            session.leave()
+        if code == 0:
+            board.wait_until_all_leave(timeout_s)
+
+    install_hooks(ranks, abort, leave)
     return World(communicator.rank, communicator.size, communicator)
-
-
-def _leave(code: int) -> None:
-    for session in list(_sessions):
-        session.leave()

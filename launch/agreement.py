@@ -8,15 +8,17 @@ from ark_dist.comm.communicator import Communicator
 from ark_dist.core.errors import PlanMismatchError
 from ark_dist.core.graph import Graph
 from ark_dist.core.layout import MeshShape
-from ark_dist.core.message import Call, calls, disagreement
+from ark_dist.core.message import calls, disagreement
 from ark_dist.core.target import Topology, topology_of
 from ark_dist.core.version import VERSION
+from ark_dist.launch.peer_data import read_rank, read_said
 
 
 def node_topology(communicator: Communicator) -> Topology:
     """Which ranks share memory with which: each node is named by its lowest rank."""
     mine = str(min(communicator.node_ranks)).encode()
-    return topology_of(tuple(int(name) for name in communicator.all_gather_bytes(mine)))
+    names = communicator.all_gather_bytes(mine)
+    return topology_of(tuple(read_rank(n, r, len(names)) for r, n in enumerate(names)))
 
 
 def check_same_graph(graph: Graph, mesh: MeshShape, communicator: Communicator) -> None:
@@ -57,18 +59,18 @@ def check_agreement(graph: Graph, communicator: Communicator) -> None:
         ],
     }
     packed = communicator.all_gather_bytes(msgpack.packb(mine))
-    said = [msgpack.unpackb(data, strict_map_key=True) for data in packed]
-    for what in ("version", "methods"):
-        for rank, other in enumerate(said):
-            if other[what] != said[0][what]:
+    said = [read_said(data, rank, len(packed)) for rank, data in enumerate(packed)]
+    first = said[0]
+    for rank, other in enumerate(said):
+        for what, theirs, wanted in (
+            ("version", other.version, first.version),
+            ("methods", list(other.methods), list(first.methods)),
+        ):
+            if theirs != wanted:
                 raise PlanMismatchError(
-                    f"rank {rank} has {what} {other[what]}, rank 0 has {said[0][what]}; all "
+                    f"rank {rank} has {what} {theirs}, rank 0 has {wanted}; all "
                     "ranks must run the same program with the same ark_dist"
                 )
-    by_rank = {
-        rank: [Call(k, tuple(r), op, what, node) for k, r, op, what, node in other["calls"]]
-        for rank, other in enumerate(said)
-    }
-    problem = disagreement(by_rank)
+    problem = disagreement({rank: other.calls for rank, other in enumerate(said)})
     if problem is not None:
         raise PlanMismatchError(problem)

@@ -2,15 +2,17 @@
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ark_dist.launch.error_file import (
+    CONNECTED,
+    STARTS_MPI,
     Record,
     error_path,
-    hooked_path,
     read_record,
+    read_stage,
     status_path,
 )
 from ark_dist.launch.exit_codes import BY_SIGNAL, USER_ERROR, WATCHDOG
@@ -39,7 +41,7 @@ class Outcome:
         host: where it ran; "" if it never started.
         pid: its process; 0 if it never started.
         code: its exit code, negative for a signal; None if nobody saw it end.
-        is_unfinished: whether its hooks still waited for the proper end of the program.
+        stage: how far it was, if its hooks still waited for the proper end of the program.
         time: when it ended, seconds since 1970; infinite if nobody saw it.
         error: what its error file says.
         tail: the last lines of its stderr.
@@ -49,10 +51,15 @@ class Outcome:
     host: str
     pid: int
     code: int | None
-    is_unfinished: bool
+    stage: str
     time: float
     error: Record | None
     tail: tuple[str, ...]
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether its hooks still waited for the proper end of the program."""
+        return bool(self.stage)
 
     @property
     def is_good(self) -> bool:
@@ -149,6 +156,32 @@ def root_cause(outcomes: Sequence[Outcome]) -> Outcome | None:
     return min(bad, key=lambda outcome: outcome.order, default=None)
 
 
+def testimony(cause: Outcome, outcomes: Sequence[Outcome]) -> str:
+    """What other ranks have to say about one that ended without an error of its own, in lines."""
+    if cause.error is not None:
+        return ""
+    lines = [
+        f"{outcome.name} saw: {_first_line(outcome.error.get('message'), outcome.rank)}"
+        for outcome in outcomes
+        if outcome is not cause and outcome.error is not None
+    ]
+    if any(o.stage == STARTS_MPI for o in outcomes) and all(o.stage != CONNECTED for o in outcomes):
+        seen = {o.rank for o in outcomes if o.stage == STARTS_MPI}
+        missing = [o.rank for o in outcomes if o.rank not in seen]
+        lines.append(
+            f"at the start of MPI, ranks seen: {_listed(seen)}; missing: {_listed(missing)}"
+        )
+    return "\n".join(lines)
+
+
+def _first_line(message: object, rank: int) -> str:
+    return str(message).partition("\n")[0].removeprefix(f"rank {rank}: ")
+
+
+def _listed(ranks: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(ranks))) or "none"
+
+
 def _outcome(log_dir: Path, rank: int) -> Outcome:
     status = read_record(status_path(log_dir, rank)) or {}
     code, ended = status.get("code"), status.get("time")
@@ -157,7 +190,7 @@ def _outcome(log_dir: Path, rank: int) -> Outcome:
         host=str(status.get("host", "")),
         pid=_whole(status.get("pid"), 0),
         code=code if isinstance(code, int) else None,
-        is_unfinished=hooked_path(log_dir, rank).exists(),
+        stage=read_stage(log_dir, rank),
         time=ended if isinstance(ended, float) else float("inf"),
         error=read_record(error_path(log_dir, rank)),
         tail=_tail(output_paths(log_dir, rank)[1]),

@@ -15,6 +15,8 @@ from ark_dist.launch.ranks import Ranks
 
 Record = dict[str, object]
 PRIVATE = 0o700
+# How far a rank with hooks has come.
+HOOKED, STARTS_MPI, CONNECTED = STAGES = ("hooked", "starts MPI", "connected")
 
 
 def log_folder() -> Path:
@@ -36,14 +38,24 @@ def log_folder() -> Path:
     return folder
 
 
-def mark_hooked(rank: int) -> None:
+def mark_hooked(rank: int, stage: str = HOOKED) -> None:
     """Note in a given log folder that this rank will say when it comes to its proper end."""
     folder = read_settings().log_dir
     if folder is not None:
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            error_path(folder, rank).unlink(missing_ok=True)  # of a run before
-            hooked_path(folder, rank).write_text(f"{os.getpid()}\n", "utf-8")
+            if stage == HOOKED:
+                error_path(folder, rank).unlink(missing_ok=True)  # of a run before
+            hooked_path(folder, rank).write_text(f"{stage}\n", "utf-8")
+
+
+def read_stage(folder: Path, rank: int) -> str:
+    """How far a rank with hooks that has not come to its proper end is; "" for others."""
+    with suppress(OSError, UnicodeDecodeError):
+        stage = hooked_path(folder, rank).read_text("utf-8").strip()
+        # It is empty for a moment while it is written.
+        return stage if stage in STAGES else HOOKED
+    return ""
 
 
 def mark_finished(rank: int) -> None:

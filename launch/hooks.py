@@ -7,8 +7,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from ark_dist.core.errors import ConfigError
@@ -28,6 +28,8 @@ from ark_dist.launch.signals import SignalWatch
 STDERR = 2
 # An abort that itself hangs is cut off after this, without Python's help.
 ABORT_LIMIT_S = 10.0
+# A wait's own limit says more than the backstop: it comes first.
+BACKSTOP_MARGIN_S = 4.0
 
 
 class Backstop:
@@ -211,8 +213,8 @@ def install_hooks(
         on_exit: called when this rank leaves properly, with its exit code (0, or 143 after
             SIGTERM), to let ranks know that wait for it; an error it raises fails the job.
     """
-    current = getattr(sys.excepthook, "__self__", None)
-    if isinstance(current, RankHooks) and current.is_installed:
+    current = _installed()
+    if current is not None:
         current.rebind(abort, on_exit)
         return current
     hooks = RankHooks(ranks, abort, on_exit or _do_nothing)
@@ -246,6 +248,41 @@ def _end_for_launcher(code: int) -> None:
     The error file has the code.
     """
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def active_backstop() -> Backstop | None:
+    """The timer of this process's hooks; None where there are none, as in an interactive session.
+
+    It is None too where the program has put an excepthook of its own above ours.
+    """
+    hooks = _installed()
+    return None if hooks is None else hooks.backstop
+
+
+@contextmanager
+def bounded(timeout_s: float) -> Iterator[None]:
+    """End this process by its backstop if a block takes longer, and a margin."""
+    backstop = active_backstop()
+    if backstop is None:
+        yield
+        return
+    backstop.arm(timeout_s + BACKSTOP_MARGIN_S)
+    try:
+        yield
+    finally:
+        backstop.disarm()
+
+
+def note_stage(stage: str) -> None:
+    """Note in the log folder how far this rank has come, if it has hooks."""
+    hooks = _installed()
+    if hooks is not None:
+        mark_hooked(hooks.ranks.rank, stage)
+
+
+def _installed() -> RankHooks | None:
+    hooks = getattr(sys.excepthook, "__self__", None)
+    return hooks if isinstance(hooks, RankHooks) and hooks.is_installed else None
 
 
 def is_interactive() -> bool:

@@ -1,4 +1,4 @@
-"""Let the ranks of a node see which of them are there, stopped, gone, or through with their work."""
+"""Let the ranks of a node see which of them are there, stopped, gone, or done."""
 
 import os
 import signal

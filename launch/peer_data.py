@@ -10,6 +10,7 @@ from ark_dist.core.message import Call
 
 # What one rank may send at most; lists and texts in it can't be longer either.
 MAX_BYTES = 1 << 28
+WORD_BYTES = 8
 Range = tuple[int, int]
 
 
@@ -38,8 +39,9 @@ def read_exports(data: bytes, rank: int, window_bytes: int) -> Exports:
         ranges: dict[str, Range] = {}
         for name, place in _dict(table, rank).items():
             start, size = (_int(item, rank) for item in _list(place, rank, 2))
-            if not (0 <= start and 0 <= size and start + size <= window_bytes):
-                raise _bad(rank, f"{name!r} at {start} of {size} bytes is outside its memory")
+            is_inside = 0 <= start <= start + size <= window_bytes and size >= 0
+            if not is_inside or start % WORD_BYTES:
+                raise _bad(rank, f"{name!r} can't be {size} bytes at {start} of its memory")
             ranges[name] = start, size
         tables.append(ranges)
     return Exports(*tables)

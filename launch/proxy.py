@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from ark_dist.comm.arrays import as_bytes, reduce_in_order
 from ark_dist.comm.communicator import Communicator, Work
-from ark_dist.core.errors import ArkError, CommTimeout
+from ark_dist.core.errors import ArkError, CommError, CommTimeout
 from ark_dist.core.graph import HOST, Node, Raise
 from ark_dist.core.groups import even_cuts, parts_of
 from ark_dist.core.op import Array
@@ -19,15 +19,14 @@ from ark_dist.core.pieces import pieces, rows, shifted
 from ark_dist.core.plan import Plan
 from ark_dist.core.shape import Box, box_shape, box_size
 from ark_dist.launch.memory import Arenas
+from ark_dist.launch.peer_data import read_names
+from ark_dist.launch.proxy_steps import Running, Steps
 from ark_dist.launch.rank_memory import RankMemory
 
 # Up to here everybody gets all parts of a sum; larger ones are cut, a slice for each rank.
 SMALL_BYTES = 16 * 1024
 # A thread that found nothing to do looks again after this, longer each time.
 SHORT_PAUSE_S, LONG_PAUSE_S = 20e-6, 500e-6
-
-# What is under way: yields until the messages that it started are done.
-Steps = Generator[Sequence[Work], None, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +62,7 @@ class Proxy:
         on_error: Callable[[ArkError], None],
     ) -> None:
         """Take the program; `on_error` is called, in the thread, with what ended it."""
+        self._world = communicator
         self._communicator = communicator.dup()
         self._rank = plan.rank
         self._timeout_s = timeout_s
@@ -72,7 +72,15 @@ class Proxy:
         self._orders = [_order(node, tags, memory, arenas) for node in nodes]
         self._is_wanted = threading.Event()
         self._is_stopped = False
+        # Whether messages may be under way though the thread has ended.
+        self.is_unfinished = False
         self._thread: threading.Thread | None = None
+
+    def reconnect(self) -> None:
+        """Leave what is under way behind, together with all ranks."""
+        self._communicator.close()
+        self._communicator = self._world.dup()
+        self.is_unfinished = False
 
     def start(self) -> None:
         """Start the thread; the words are zero."""
@@ -96,26 +104,27 @@ class Proxy:
             self._thread.join(self._timeout_s)
             self._thread = None
 
-    def close(self) -> None:
-        """Let go of the communicator."""
-        self._communicator.close()
-
     def _serve(self) -> None:
         try:
             self._loop()
         except ArkError as error:
+            self.is_unfinished = True
             self._on_error(error)
+        except Exception as error:  # of NumPy or MPI: nobody else would end the kernel
+            self.is_unfinished = True
+            text = f"rank {self._rank}: the proxy failed: {type(error).__name__}: {error}"
+            self._on_error(CommError(text))
 
     def _loop(self) -> None:
         begun = [0] * len(self._orders)
-        active: dict[int, _Running] = {}
+        active: dict[int, Running] = {}
         pause_s = SHORT_PAUSE_S
         while not self._is_stopped:
             is_moving = False
             for index, order in enumerate(self._orders):
                 if index not in active and int(order.ask[0]) > begun[index]:
                     begun[index] += 1
-                    active[index] = _Running(self._steps(order), time.monotonic())
+                    active[index] = Running(self._steps(order), time.monotonic())
                     is_moving = True
             for index in list(active):
                 if active[index].is_done():
@@ -133,8 +142,9 @@ class Proxy:
                 continue
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, LONG_PAUSE_S)
+        self.is_unfinished = bool(active)
 
-    def _check_time(self, order: _Order, running: "_Running") -> None:
+    def _check_time(self, order: _Order, running: Running) -> None:
         waited_s = time.monotonic() - running.since_s
         if waited_s > self._timeout_s:
             attrs = order.node.attributes
@@ -317,39 +327,10 @@ _STEPS: dict[str, Callable[[Proxy, _Order], Steps]] = {
 }
 
 
-class _Running:
-    """An order under way."""
-
-    def __init__(self, steps: Steps, since_s: float) -> None:
-        self.since_s = since_s
-        self._steps = steps
-        self._works: list[Work] = []
-
-    def is_done(self) -> bool:
-        """Go as far as finished messages allow; tell whether that is to the end."""
-        while True:
-            self._works = [work for work in self._works if not _is_over(work)]
-            if self._works:
-                return False
-            try:
-                self._works = list(next(self._steps))
-            except StopIteration:
-                return True
-
-
-def _is_over(work: Work) -> bool:
-    if not work.done():
-        return False
-    error = work.exception()
-    if error is not None:
-        raise error
-    return True
-
-
 def _agreed_tags(keys: Sequence[str], communicator: Communicator) -> dict[str, int]:
     """Number the messages of all ranks alike."""
     packed = communicator.all_gather_bytes(msgpack.packb(list(keys)))
-    known = sorted({key for data in packed for key in msgpack.unpackb(data)})
+    known = sorted({key for rank, data in enumerate(packed) for key in read_names(data, rank)})
     return {key: tag for tag, key in enumerate(known)}
 
 

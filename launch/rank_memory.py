@@ -1,8 +1,7 @@
 """Hold the memory that the ranks of a node share: flags, exported buffers, and a board of news."""
 
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgpack
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ark_dist.comm.communicator import Communicator, Window
+from ark_dist.comm.process import process_id
 from ark_dist.core import abi
 from ark_dist.core.errors import (
     ArkError,
@@ -17,23 +17,27 @@ from ark_dist.core.errors import (
     CommMismatch,
     PeerLost,
     PlanMismatchError,
-    StallError,
 )
 from ark_dist.core.graph import HOST, Raise
-from ark_dist.core.plan import ALIGNMENT_BYTES, ARENAS, Plan, own_flags
+from ark_dist.core.plan import ALIGNMENT_BYTES, ARENAS, Plan
+from ark_dist.launch.peer_data import Exports, read_exports
+from ark_dist.launch.processes import GONE, STOPPED, process_state
 
 Bytes = npt.NDArray[np.uint8]
 Memory = npt.NDArray[np.void]
 
 # States on the board.
 NEW, READY, LEFT, FAILED = range(4)
-# A rank that waits for others in Python looks this often.
-PAUSE_S = 100e-6
+# How often a rank that waits looks at the processes of the others.
+LOOK_EVERY_S = 0.05
+# What ranks on other nodes say of their memory is not used here.
+UNSEEN_BYTES = 1 << 62
 COMMAND_TEXT_BYTES = 120
 ERROR_TEXT_BYTES = 2048
 BOARD = np.dtype(
     [
         ("pid", "u8"),
+        ("start", "u8"),
         ("state", "u4"),
         ("reserved", "u4"),
         ("posted", "u8"),
@@ -83,11 +87,10 @@ class RankMemory:
         self._check_imports()
         self._error: ArkError | None = None
         self._compared = dict.fromkeys(self._neighbours(), 0)
-        self.board["pid"] = os.getpid()
+        self._look_at = 0.0
+        self.board["pid"], self.board["start"] = process_id()
 
-    def _exchange(
-        self, flags: Mapping[str, int]
-    ) -> Sequence[Mapping[str, Mapping[str, list[int]]]]:
+    def _exchange(self, flags: Mapping[str, int]) -> Sequence[Exports]:
         line = abi.COUNTER.dtype.itemsize
         exports = {
             buffer.export: [
@@ -98,11 +101,15 @@ class RankMemory:
             if buffer.export and buffer.kind != "peer"
         }
         mine = {
-            "flags": {flag: [self._map.counters + row * line] for flag, row in flags.items()},
+            "flags": {flag: [self._map.counters + row * line, line] for flag, row in flags.items()},
             "exports": exports,
         }
         packed = self._communicator.all_gather_bytes(msgpack.packb(mine))
-        return [msgpack.unpackb(data, strict_map_key=True) for data in packed]
+        seen = {rank: part.size for rank, part in self._window.peers.items()}
+        return [
+            read_exports(data, rank, seen.get(rank, UNSEEN_BYTES))
+            for rank, data in enumerate(packed)
+        ]
 
     def _check_imports(self) -> None:
         """Raise PlanMismatchError unless every rank has what this one will use of it."""
@@ -110,7 +117,8 @@ class RankMemory:
         for buffer in self._plan.buffers:
             if buffer.kind != "peer":
                 continue
-            found = self._tables[buffer.peer]["exports"].get(buffer.export)
+            self._check_peer(buffer.peer, f"reads {buffer.export!r} of")
+            found = self._tables[buffer.peer].buffers.get(buffer.export)
             if found is None or found[1] != buffer.size_bytes:
                 has = "nothing of that name" if found is None else f"{found[1]} bytes"
                 raise PlanMismatchError(
@@ -119,11 +127,21 @@ class RankMemory:
                     "build the same communication"
                 )
         for item in self._raised():
-            if item.rank >= 0 and item.flag not in self._tables[item.rank]["flags"]:
+            if item.rank == HOST:
+                continue
+            self._check_peer(item.rank, f"raises flag {item.flag!r} of")
+            if item.flag not in self._tables[item.rank].flags:
                 raise PlanMismatchError(
                     f"rank {rank} raises flag {item.flag!r} of rank {item.rank}, which waits for "
                     "no such flag; all ranks must build the same communication"
                 )
+
+    def _check_peer(self, peer: int, does: str) -> None:
+        if peer not in self._window.peers:
+            raise PlanMismatchError(
+                f"rank {self._plan.rank} {does} rank {peer}, which shares no memory with it; "
+                f"those that do are {sorted(self._window.peers)}"
+            )
 
     def _raised(self) -> list[Raise]:
         return [r for m in self._plan.methods for node in m.nodes for r in node.raises]
@@ -133,7 +151,7 @@ class RankMemory:
     @property
     def control(self) -> Memory:
         """The control block: others may abort this rank through it."""
-        return self._window.own[: abi.CONTROL.dtype.itemsize].view(abi.CONTROL.dtype)
+        return self._control(self._plan.rank)
 
     @property
     def counters(self) -> Memory:
@@ -168,13 +186,13 @@ class RankMemory:
     def flag(self, item: Raise) -> npt.NDArray[np.uint64]:
         """The word of a flag that this rank raises: a neighbour's, or one for its own host."""
         rank = self._plan.rank if item.rank < 0 else item.rank
-        (offset,) = self._tables[rank]["flags"][item.flag]
+        offset, _ = self._tables[rank].flags[item.flag]
         return self._window.peers[rank][offset : offset + 8].view(np.uint64)
 
     def buffer(self, buffer_id: int) -> Bytes:
         """The memory of a buffer that lies on a neighbour."""
         buffer = self._plan.buffers[buffer_id]
-        offset, size = self._tables[buffer.peer]["exports"][buffer.export]
+        offset, size = self._tables[buffer.peer].buffers[buffer.export]
         return self._window.peers[buffer.peer][offset : offset + size]
 
     # News.
@@ -197,12 +215,16 @@ class RankMemory:
         commands[sequence % abi.COMMAND_RING] = text.encode("utf-8", "replace")[:COMMAND_TEXT_BYTES]
         self.board["posted"] = sequence
 
+    def complete_one(self) -> None:
+        """Count a command as done, for a machine that has no kernel to do so."""
+        self.control["completed"] += 1
+
     def fail(self, text: str) -> None:
         """End the neighbours' kernels too, and say why."""
         self.board["error"] = text.encode("utf-8", "replace")[:ERROR_TEXT_BYTES]
         self.board["state"] = FAILED
         for rank in self._neighbours():
-            word = self._window.peers[rank][: abi.CONTROL.dtype.itemsize].view(abi.CONTROL.dtype)
+            word = self._control(rank)
             if int(word["abort"][0]) == abi.RUNNING:
                 word["abort"] = abi.PEER_ABORT
 
@@ -217,14 +239,18 @@ class RankMemory:
         if int(self.board["state"]) == READY:
             self.board["state"] = LEFT
 
-    def check(self) -> None:
+    def check(self, waits: Callable[[], str]) -> None:
         """Raise if a neighbour that this rank waits for will not come.
 
         CommMismatch for one that was given another command, PeerLost for one that ended,
-        CommAborted for one that failed.
+        CommAborted for one that failed; `waits` says what this rank waits for.
         """
         if self._error is not None:
             raise self._error
+        now = time.monotonic()
+        is_look = now >= self._look_at
+        if is_look:
+            self._look_at = now + LOOK_EVERY_S
         for rank in self._neighbours():
             self.compare(rank)
             board = self._board(rank)
@@ -232,11 +258,37 @@ class RankMemory:
             if state == FAILED:
                 text = _text(board["error"])
                 raise CommAborted(f"rank {self._plan.rank}: rank {rank} failed: {text}")
-            posted, mine = int(board["posted"]), int(self.board["posted"])
-            if state == LEFT and posted < mine:
-                raise self._lost(rank, f"finished after {posted} runs, this rank has posted {mine}")
-            if state != NEW and not _is_alive(int(board["pid"])):
-                raise self._lost(rank, f"(pid {int(board['pid'])}) ended without a word")
+            mine = int(self.board["posted"])
+            if state == LEFT and self._completed(rank) < mine:
+                raise self._lost(
+                    rank,
+                    f"finished after {self._completed(rank)} runs, this rank has posted {mine}; "
+                    "all ranks must run the same",
+                    waits(),
+                )
+            if is_look and state != NEW and self._state(rank) == GONE:
+                raise self._lost(rank, f"(pid {int(board['pid'])}) ended without a word", waits())
+
+    def stopped(self) -> str:
+        """Say which neighbours' processes are stopped; "" if none is."""
+        texts = (
+            f"; rank {rank} (pid {int(self._board(rank)['pid'])}) {STOPPED}"
+            for rank in self._neighbours()
+            if self._state(rank) == STOPPED
+        )
+        return "".join(texts)
+
+    def _state(self, rank: int) -> str:
+        board = self._board(rank)
+        return process_state(int(board["pid"]), int(board["start"]))
+
+    def _completed(self, rank: int) -> int:
+        """How many commands a neighbour's kernel did."""
+        return int(self._control(rank)["completed"][0])
+
+    def _control(self, rank: int) -> Memory:
+        size = abi.CONTROL.dtype.itemsize
+        return self._window.peers[rank][:size].view(abi.CONTROL.dtype)
 
     def compare_all(self) -> None:
         """Raise CommMismatch if a neighbour was given other commands than this rank."""
@@ -257,9 +309,10 @@ class RankMemory:
                 )
             self._compared[rank] = sequence
 
-    def _lost(self, rank: int, what: str) -> PeerLost:
-        text = f"rank {self._plan.rank}: rank {rank} {what}; all ranks must run the same"
-        return PeerLost(text, rank=self._plan.rank, lost=(rank,))
+    def _lost(self, rank: int, what: str, waits: str) -> PeerLost:
+        mine = self._plan.rank
+        text = "; ".join(filter(None, (f"rank {mine}: rank {rank} {what}", waits)))
+        return PeerLost(text, rank=mine, lost=(rank,))
 
     def _neighbours(self) -> list[int]:
         return [r for r in self._window.peers if r != self._plan.rank]
@@ -269,56 +322,5 @@ class RankMemory:
         self._window.close()
 
 
-class SharedFlags:
-    """Flags in the node's memory, for a machine that looks at them now and then."""
-
-    def __init__(self, memory: RankMemory, timeout_s: float) -> None:
-        """Give up after `timeout_s` seconds without any change."""
-        self._memory = memory
-        self._timeout_s = timeout_s
-        self._own: dict[str, npt.NDArray[np.uint64]] = {}
-        self._others: dict[Raise, npt.NDArray[np.uint64]] = {}
-        self._since: float | None = None
-        self._reason = ""
-
-    def value(self, flag: str) -> int:
-        """The flag's word: the turns that are done."""
-        if flag not in self._own:
-            self._own[flag] = self._memory.flag(Raise(HOST, flag))
-        return int(self._own[flag][0])
-
-    def set(self, item: Raise, value: int) -> None:
-        """Write another rank's flag; what it stands for was written before."""
-        if item not in self._others:
-            self._others[item] = self._memory.flag(item)
-        self._others[item][0] = value
-
-    def pause(self, reason: str) -> None:
-        """Sleep a little; raise when another rank ended, or nothing changed for too long."""
-        now = time.monotonic()
-        if reason != self._reason or self._since is None:
-            self._reason, self._since = reason, now
-        self._memory.check()
-        if now - self._since > self._timeout_s:
-            raise StallError(f"no progress for {self._timeout_s:g} s: {reason}")
-        time.sleep(PAUSE_S)
-
-
-def flag_rows(plan: Plan) -> dict[str, int]:
-    """Number the rank's flags, where there are no counters beside them."""
-    names = (flag for method in plan.methods for flag in own_flags(method))
-    return {flag: row for row, flag in enumerate(names)}
-
-
 def _text(data: bytes) -> str:
     return bytes(data).decode("utf-8", "replace")
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

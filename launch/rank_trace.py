@@ -24,10 +24,10 @@ class RankTrace:
         self._path = path
         self._launches = 0
         self._first_tid: int | None = None
-        mine = None if path is None else [_process_name(), uuid.uuid4().hex]
+        mine = [] if path is None else [_process_name(), uuid.uuid4().hex]
         packed = communicator.all_gather_bytes(msgpack.packb(mine))
-        said = [msgpack.unpackb(data) for data in packed]
-        named = [names for names in said if names is not None]
+        said: list[list[str]] = [msgpack.unpackb(data) for data in packed]
+        named = [names for names in said if names]
         self._run, self._program = named[0] if named else ("", "")
         # All or none: the clocks are compared by messages.
         self._clock = SharedClock(communicator) if len(named) == len(said) else None

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from ark_dist.core.errors import ConfigError
-from ark_dist.launch.cause import Outcome, read_outcomes, root_cause
+from ark_dist.launch.cause import Outcome, read_outcomes, root_cause, testimony
 from ark_dist.launch.exit_codes import BAD_CONFIG, BY_SIGNAL, USER_ERROR, WATCHDOG
 from ark_dist.launch.jobs import kill_job, signal_job
 from ark_dist.launch.mpirun import Mpirun, mpirun_command, mpirun_environment, require_mpirun
@@ -180,7 +180,7 @@ class _Run:
         if not any(outcome.pid or outcome.error for outcome in outcomes):
             text = f"the launcher ended with {returncode} and started no rank\n{said}"
             return RunResult(BAD_CONFIG, text.rstrip(), outcomes, self.log_dir)
-        reason = cause.describe()
+        reason = "\n".join(filter(None, (cause.describe(), testimony(cause, outcomes))))
         if cause.code is None and cause.error is None:
             reason = f"{reason} when the launcher ended with {returncode}\n{said}".rstrip()
         return RunResult(cause.exit_code or USER_ERROR, reason, outcomes, self.log_dir)

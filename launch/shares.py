@@ -84,7 +84,7 @@ class Shares:
     def read(self, view: View) -> Array:
         """The value of a view of a global buffer; collective, unless every rank has all of it."""
         share, buffer = self._shares[view.buffer], self._buffers[view.buffer]
-        if all(box == full_box(buffer.shape) for box in share.parts):
+        if self.is_held(view.buffer) and all(b == full_box(buffer.shape) for b in share.parts):
             return np.array(_seen(self._session.read(self._local(share)), view))
         givers = _givers(share)
         data = b""
@@ -115,7 +115,9 @@ class Shares:
             return _seen(self._own(share), view)
         whole = np.empty(buffer.shape, buffer.dtype.numpy)
         for giver in givers:
-            target = whole[_slices(share.parts[giver])]
+            # `...` makes an array even of a tensor without dimensions.
+            index = (*_slices(share.parts[giver]), ...)
+            target = whole[index]
             if giver == root:
                 target[...] = self._own(share)
                 continue

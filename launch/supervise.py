@@ -23,6 +23,8 @@ from ark_dist.launch.exit_codes import BAD_CONFIG
 from ark_dist.launch.parent import die_with_parent
 from ark_dist.launch.ranks import ALONE, LASTING_PARENTS, WAY_OUT, Ranks, find_ranks
 
+# After a rank has failed the launcher ends the others at once; before, they may say what they saw.
+LINGER_S, LINGER_STEP_S = 1.0, 0.02
 PASSED_ON = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
     *(signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2),
@@ -78,10 +80,10 @@ def _run(ranks: Ranks, log_dir: Path, program: Sequence[str]) -> int:
     """Run the program and return its exit code, negative for a signal."""
     out_path, err_path = output_paths(log_dir, ranks.rank)
     status: Record = {"rank": ranks.rank, "host": os.uname().nodename}
-    early: list[int] = []  # signals before there is a process to pass them on to
+    signals: list[int] = []
 
     def note(signum: int, frame: FrameType | None) -> None:
-        early.append(signum)
+        signals.append(signum)
 
     for signum in PASSED_ON:
         signal.signal(signum, note)
@@ -102,17 +104,27 @@ def _run(ranks: Ranks, log_dir: Path, program: Sequence[str]) -> int:
         )
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
+        signals.append(signum)
         process.send_signal(signum)
 
     for signum in PASSED_ON:
         signal.signal(signum, pass_on)
-    for number in early:
+    for number in tuple(signals):  # those that came before there was a process
         process.send_signal(number)
     status["pid"] = process.pid
     write_record(status_path(log_dir, ranks.rank), status)
     code = process.wait()
     write_record(status_path(log_dir, ranks.rank), {**status, "code": code, "time": time.time()})
+    if code and ranks.world_size > 1:
+        _linger(signals)
     return code
+
+
+def _linger(signals: Sequence[int]) -> None:
+    """Stay for a while, unless a signal comes or came: it is the launcher that ends ranks then."""
+    end = time.monotonic() + LINGER_S
+    while not signals and time.monotonic() < end:
+        time.sleep(LINGER_STEP_S)
 
 
 def _end_as(code: int) -> None:

@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from ark_dist.launch.devices.report import task_ops
 # Tasks that waited less than this show no wait of their own.
 MIN_WAIT_NS = 100
 NS_PER_US = 1e3
+LOOKS = 32
 
 # One event of a trace file.
 Row = dict[str, object]
@@ -79,6 +80,15 @@ def slices(
                 }
             )
     return rows
+
+
+def read_together(read: Callable[[], int], now_ns: Callable[[], int]) -> tuple[int, int]:
+    """A clock's value, and what `now_ns` says at that time, from the quickest of several looks."""
+    found = []
+    for _ in range(LOOKS):
+        begin_ns, value, end_ns = now_ns(), read(), now_ns()
+        found.append((end_ns - begin_ns, int(value), (begin_ns + end_ns) // 2))
+    return min(found)[1:]
 
 
 def add_to_trace_file(path: Path, plan: Plan, events: Sequence[TraceEvent]) -> None:

@@ -57,9 +57,11 @@ def flows(
     ends = [_ends_by_task(method, plan.rank) for method in plan.methods]
     for event in events:
         for arrow in ends[event.method].get(event.task, ()):
-            # In the middle: at its edge a slice may be taken for over.
-            middle_ns = (event.start_ns + event.end_ns) / 2 + shift_ns
-            phase: Row = {"ph": "s"} if arrow.source == plan.rank else {"ph": "f", "bp": "e"}
+            # At the end of a slice it may be taken for over. Readers drop an arrow that ends
+            # before it begins, which clocks of two ranks may make of a quick one.
+            is_start = arrow.source == plan.rank
+            phase: Row = {"ph": "s"} if is_start else {"ph": "f", "bp": "e"}
+            at_ns = event.start_ns if is_start else (event.start_ns + event.end_ns) / 2
             yield {
                 **phase,
                 "cat": "message",
@@ -67,7 +69,7 @@ def flows(
                 "id": arrow.number(launch, event.turn),
                 "pid": plan.rank,
                 "tid": first_tid + event.worker,
-                "ts": middle_ns / NS_PER_US,
+                "ts": (at_ns + shift_ns) / NS_PER_US,
                 "args": {
                     "from": arrow.source,
                     "to": arrow.target,

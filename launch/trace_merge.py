@@ -1,5 +1,6 @@
 """Put the traces that ranks write side by side into one file, whichever ranks there are."""
 
+import glob
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -79,10 +80,10 @@ def merge(path: Path, part: RankPart) -> None:
         merged = seen
 
 
-def remove_parts(path: Path, world_size: int) -> None:
+def remove_parts(path: Path) -> None:
     """Remove the ranks' files beside a trace."""
-    for rank in range(world_size):
-        rank_path(path, rank).unlink(missing_ok=True)
+    for part in path.parent.glob(f"{glob.escape(path.name)}.rank-*.json"):
+        part.unlink(missing_ok=True)
 
 
 def _merged(found: Sequence[RankPart], part: RankPart) -> Iterator[str]:

@@ -103,8 +103,6 @@ def all_reduce(low: Lowering, node: Node, message: Message) -> None:
 def _combine(
     low: Lowering, node: Node, message: Message, parts: Sequence[View], target: View
 ) -> None:
-    if not prod(target.shape):
-        return
     reduce = str(node.attributes["reduce"])
     is_mean = reduce == "mean"
     attrs: dict[str, AttrValue] = {
@@ -234,6 +232,9 @@ def redistribute(low: Lowering, node: Node, message: Message) -> None:
         for k, box in mine_of:
             origin = at(views[message.ranks[k]], shifted(box, held[k]))
             low.copy(origin, at(node.output, shifted(box, wanted[mine])))
+        if not mine_of:
+            # Nothing is written, but something has to stand for that.
+            low.handshake(message.key, takes=(node.output,))
 
     low.pull(message, source, shapes, readers, source.dtype.name, read)
 

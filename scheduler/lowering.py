@@ -85,9 +85,8 @@ class Lowering:
         self.append(Node(0, op, name, tuple(inputs), output, freeze_attrs(attrs), (), self._stage))
 
     def copy(self, source: View, target: View) -> None:
-        """Copy a view, unless it is empty."""
-        if prod(target.shape):
-            self.compute("copy", (source,), target, {})
+        """Copy a view."""
+        self.compute("copy", (source,), target, {})
 
     def handshake(
         self,

@@ -10,7 +10,16 @@ from ark_dist.core.layout import Note
 from ark_dist.core.op import OPS, AttrValue, reads_in_place
 from ark_dist.core.shape import box_shape, box_size, boxes_overlap
 from ark_dist.core.view import View
-from ark_dist.scheduler.layouts import Cuts, Layout, local_view, narrowed, part, whole, window
+from ark_dist.scheduler.layouts import (
+    Cuts,
+    Layout,
+    Window,
+    local_view,
+    narrowed,
+    part,
+    whole,
+    window,
+)
 from ark_dist.scheduler.rank_graph import STAGE_AXIS, Place, RankNodes, Whole
 from ark_dist.scheduler.routes import Move, route
 from ark_dist.scheduler.strategy import Choice, Chooser, Fetch, Held, Work
@@ -98,9 +107,7 @@ class ShareOut:
         is_fixed = target.id in self._chooser.found.fixed
         sink = None
         if is_fixed:
-            seen = window(node.output, target.shape, self.stored[target.id])
-            assert seen is not None, "buffers are not cut where they can't be written"
-            sink = seen.cuts
+            sink = self._seen(node.output).cuts
         helds = tuple(tuple(self._forms(view.buffer, stage, node)) for view in node.inputs)
         is_kept = not is_fixed and target.kind == "activation"
         choice = self._chooser.choose(Work(method.name, node, helds, sink, is_kept))
@@ -139,9 +146,8 @@ class ShareOut:
     def _write(self, node: Node, choice: Choice, inputs: tuple[View, ...], stage: int) -> None:
         """Compute a result into a buffer that is cut already."""
         buffer = self.graph.buffers[node.output.buffer]
-        [home, *_] = self.homes[buffer.id] if stage not in self.homes[buffer.id] else [stage]
-        seen = window(node.output, buffer.shape, self.stored[buffer.id])
-        assert seen is not None, "buffers are not cut where they can't be written"
+        homes, seen = self.homes[buffer.id], self._seen(node.output)
+        home = stage if stage in homes else homes[0]
         is_same = choice.layout == Layout(seen.cuts)
         is_direct = is_same and not seen.holders and stage == home
         target = self._target(node.output, buffer) if self._place.stage == home else None
@@ -161,7 +167,7 @@ class ShareOut:
         target: View | None,
     ) -> None:
         """Compute a result by itself, then bring each rank its part."""
-        buffer, layout = self.graph.buffers[node.output.buffer], choice.layout
+        layout, seen = choice.layout, self._seen(node.output)
         stage, home = stages
         made, spec = -1, Whole(node.name, node.output.shape, node.output.dtype)
         if self._place.stage == stage:
@@ -173,8 +179,6 @@ class ShareOut:
         if stage != home:
             held = self._transferred(spec, held, (stage, home), node)
             self.nodes.step += 1
-        seen = window(node.output, buffer.shape, self.stored[buffer.id])
-        assert seen is not None, "buffers are not cut where they can't be written"
         moves = route(layout, seen.cuts)
         is_exact = moves and moves[-1].after == Layout(seen.cuts) and not seen.holders
         into = target if is_exact else None
@@ -184,11 +188,15 @@ class ShareOut:
             wanted = part(seen.cuts, spec.shape, self._place.at)
             self.nodes.copy(narrowed(self.nodes.all_of(held.buffer), box, wanted), target)
 
+    def _seen(self, view: View) -> Window:
+        """How an output view is cut where its buffer is."""
+        seen = window(view, self.graph.buffers[view.buffer].shape, self.stored[view.buffer])
+        assert seen is not None, "buffers are not cut where they can't be written"
+        return seen
+
     def _target(self, view: View, buffer: Buffer) -> View:
         """The part of an output view that this rank keeps; empty where it has none."""
-        cuts, at = self.stored[buffer.id], self._place.at
-        seen = window(view, buffer.shape, cuts)
-        assert seen is not None, "buffers are not cut where they can't be written"
+        cuts, at, seen = self.stored[buffer.id], self._place.at, self._seen(view)
         box = part(seen.cuts, view.shape, at)
         if not box_size(box) or not all(has[at[axis]] for axis, has in seen.holders):
             return View(-1, view.dtype, 0, (0,), (1,))
@@ -338,7 +346,6 @@ class ShareOut:
         self.nodes.stage = home
         forms = self._held[buffer.id, home]
         fetch = self._chooser.fetch(view, forms, whole(view.shape), frozenset())
-        assert fetch is not None, "what is partial can be combined"
         held = self._brought(buffer, fetch, home, node)
         self.nodes.step += 1
         group = self._place.group((STAGE_AXIS,))

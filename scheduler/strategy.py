@@ -107,11 +107,8 @@ class Chooser:
     def choose(self, work: Work) -> Choice:
         """The cheapest way; of equal ones the first, which cuts most."""
         rule = self.found.rules[work.method, work.node.id]
-        choices = [
-            choice
-            for letters in (self._options(work, rule) if rule is not None else ({},))
-            for choice in self._choice(work, rule, letters)
-        ]
+        options = [{}] if rule is None else self._options(work, rule)
+        choices = (self._choice(work, rule, letters) for letters in options)
         return min(choices, key=lambda choice: choice.seconds)
 
     def _options(self, work: Work, rule: Rule) -> Iterator[Mapping[str, str]]:
@@ -156,10 +153,8 @@ class Chooser:
         is_factor = partial == [True, False]
         return [KEEP] if is_factor or (node.op in PRODUCTS and partial == [False, True]) else []
 
-    def _choice(
-        self, work: Work, rule: Rule | None, letters: Mapping[str, str]
-    ) -> Iterator[Choice]:
-        """The choice that these letters make, if it is one."""
+    def _choice(self, work: Work, rule: Rule | None, letters: Mapping[str, str]) -> Choice:
+        """The choice that these letters make."""
         node, classes = work.node, self.found.classes
         kept = frozenset(axis for axis, name in letters.items() if name == KEEP)
         cuts = {
@@ -176,27 +171,21 @@ class Chooser:
         for position, (view, helds) in enumerate(zip(node.inputs, work.helds, strict=True)):
             dims = rule.inputs[position] if rule is not None else ()
             wanted = _term_cuts(dims, view.shape, cuts) if rule is not None else whole(view.shape)
-            fetch = self.fetch(view, helds, wanted, kept)
-            if fetch is None:
-                return
-            fetches.append(fetch)
+            fetches.append(self.fetch(view, helds, wanted, kept))
         out = _term_cuts(rule.output, node.output.shape, cuts) if rule else whole(node.output.shape)
         reduce = rule.reduce if rule is not None else ""
         partial = {cuts[name].axis: reduce for name in contracted}
         partial |= dict.fromkeys(kept, "sum")
         layout = Layout(out, tuple((a, partial[a]) for a in classes.mesh if a in partial))
         seconds = sum(fetch.seconds for fetch in fetches)
-        seconds += self._output_seconds(work, layout) + self._compute_seconds(node, cuts, fetches)
-        yield Choice(
-            cuts, contracted, tuple(fetches), layout, seconds + self._kept_seconds(work, kept)
-        )
+        seconds += self._output_seconds(work, layout) + self._kept_seconds(work, kept)
+        seconds += self._compute_seconds(node, cuts, fetches)
+        return Choice(cuts, contracted, tuple(fetches), layout, seconds)
 
-    def fetch(
-        self, view: View, helds: Sequence[Held], wanted: Cuts, kept: frozenset[str]
-    ) -> Fetch | None:
+    def fetch(self, view: View, helds: Sequence[Held], wanted: Cuts, kept: frozenset[str]) -> Fetch:
         """The cheapest way to what each rank needs of a view, from the forms there are.
 
-        None if values should stay partial that are in no form.
+        What is a partial sum along the axes `kept` stays so.
         """
         buffer = self.buffers[view.buffer]
         tensor = Tensor(buffer.shape, buffer.dtype.itemsize)
@@ -214,6 +203,7 @@ class Chooser:
                 seconds = self.network.seconds(tensor, moves)
                 if best is None or seconds < best.seconds:
                     best = Fetch(held, moves, layout, wanted, seconds)
+        assert best is not None, "what is gathered whole shows all of a view"
         return best
 
     def _targets(self, view: View, shape: Shape, layout: Layout, wanted: Cuts) -> Iterator[Cuts]:

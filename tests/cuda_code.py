@@ -21,7 +21,7 @@ from ark_dist.core.graph import Graph
 from ark_dist.core.op import OPS
 from ark_dist.core.plan import Plan
 from ark_dist.core.settings import read_settings
-from ark_dist.core.target import wide_target
+from ark_dist.core.target import topology_of, wide_target
 from ark_dist.kernels.emit import emit_cuda
 from ark_dist.kernels.text import shared_layout
 from ark_dist.launch import nvrtc, sass
@@ -59,6 +59,7 @@ SMALL_LLAMA = Config(
     end=2,
 )
 TRANSFORMER = "transformer"
+RANKS = "all_reduce"
 # What the table counts.
 OPCODES = ("HMMA", "HGMMA", "LDSM", "LDGSTS", "UBLKCP", "LDG.E.128", "LDS.128")
 # Subroutines that divide 64 bits.
@@ -129,6 +130,20 @@ def operator_jobs() -> list[Job]:
 def transformer_jobs() -> list[Job]:
     """A whole model."""
     return [Job(TRANSFORMER, SMALL_LLAMA.dtype, arch) for arch in ARCHS]
+
+
+def rank_jobs() -> list[Job]:
+    """A program that talks to another rank."""
+    return [Job(RANKS, "fp32", arch) for arch in ARCHS]
+
+
+def _rank_graph(job: Job) -> Graph:
+    """Sums that every rank computes whole, and in slices for all, for rank 0 of 2."""
+    builder = GraphBuilder(str(job), rank=0, world_size=2)
+    for name, count in (("small", 64), ("large", 1 << 16)):
+        x = builder.apply("mul", [builder.tensor((count,), job.dtype), 2])
+        builder.keep(builder.apply("all_reduce", [x], {"reduce": "mean"}, name=name))
+    return builder.freeze()
 
 
 def _add_products(builder: GraphBuilder, dtype: str) -> None:
@@ -208,6 +223,9 @@ def plan_of(job: Job) -> Plan:
     if job.family == TRANSFORMER:
         target = wide_target(WORKERS, job.arch, "cuda")
         return make_plan(transformer(SMALL_LLAMA).graph, target, PlanOptions())
+    if job.family == RANKS:
+        target = wide_target(WORKERS, job.arch, "cuda")
+        return make_plan(_rank_graph(job), target, rank=0, topology=topology_of((0, 0)))
     # Attention is cut into parts for workers that would have nothing to do.
     workers = 16 if job.family == "attention" else 2
     return gpu_plan(_operator_graph(job), workers=workers, arch=job.arch)
@@ -274,7 +292,7 @@ def heading() -> str:
 
 def report() -> str:
     """The whole report."""
-    jobs = [*transformer_jobs(), *operator_jobs()]
+    jobs = [*transformer_jobs(), *rank_jobs(), *operator_jobs()]
     with compiling(jobs) as futures:
         rows = [row(job, futures[job].result()) for job in jobs]
     return "\n".join([heading(), *rows]) + "\n"

@@ -55,6 +55,7 @@ def run_mpi(
     timeout_s: float = 30.0,
     is_guarded: bool = True,
     options: tuple[str, ...] = (),
+    by: str = "mpirun",
 ) -> Finished:
     """Run a program on n ranks; assert that no process of it is left.
 
@@ -66,6 +67,7 @@ def run_mpi(
         timeout_s: limit for the whole run; then TERM, and KILL after 3 s, goes to all of it.
         is_guarded: run under `-m mpi4py`, so that an exception in one rank ends all of them.
         options: further options of mpirun, such as "-disable-auto-cleanup".
+        by: "mpirun", or "ark-dist" for `ark-dist run`, which has no guard.
     """
     with tempfile.TemporaryDirectory(prefix="ark-mpi-") as folder:
         if not isinstance(program, Path):
@@ -74,6 +76,9 @@ def run_mpi(
             program.write_text(source)
         guard = ["-m", "mpi4py"] if is_guarded else []
         command = [str(MPIRUN), *options, "-n", str(n), sys.executable, *guard, str(program), *args]
+        if by == "ark-dist":
+            start = [sys.executable, "-m", "ark_dist.cli", "run"]
+            command = [*start, *options, "-n", str(n), str(program), *args]
         mark = uuid.uuid4().hex
         # Buffered: a line comes in one piece, and ranks do not mix theirs.
         environment = {**os.environ, "PYTHONUNBUFFERED": "", **(env or {}), MARK: mark}

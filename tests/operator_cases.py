@@ -30,7 +30,8 @@ SIZES = (1, 1, 2, 3, 5, 7, 16, 17, 33, 64, 130)
 FORMS = ("plain", "plain", "transposed", "narrowed", "broadcast", "reshaped")
 TABLE_ROWS = 9
 # Inputs of int32 that count TABLE_ROWS places, by operator and position.
-INDEX_INPUTS = (("embedding", 0), ("gather", 1), ("scatter", 2))
+INDEX_INPUTS = (("embedding", 0), ("embedding_part", 0), ("gather", 1), ("scatter", 2))
+MOST_PARTS = 12  # of a sum of ranks' parts
 
 # Where floats leave the ranges of integers, and halves between numbers of a narrower float.
 EDGES = (
@@ -146,6 +147,21 @@ def _matmul(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrVal
 def _embedding(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
     shape: Shape = (0,) if number == 7 else random_shape(rng, number % 4, 60)
     return (shape, (TABLE_ROWS, int(rng.choice([1, 2, 17, 33, 130])))), {}
+
+
+def _embedding_part(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
+    (index, (_, width)), _ = _embedding(rng, number)
+    height = (1, 4, TABLE_ROWS, 0)[number % 4]
+    first = int(rng.integers(0, TABLE_ROWS - height + 1))
+    return (index, (height, width)), {"first_row": first, "rows": TABLE_ROWS}
+
+
+def _reduce_parts(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
+    (shape,), _ = _elementwise(1)(rng, number)
+    count = 1 + number % MOST_PARTS
+    how = ("sum", "max", "min", "sum", "sum")[number % 5]
+    scale = float(np.float32(1 / count)) if number % 2 else None
+    return (shape,) * count, {"how": how, "scale": scale}
 
 
 def _reshape(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
@@ -288,6 +304,8 @@ def _cast(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue
 SHAPERS: dict[str, Shaper] = {
     "matmul": _matmul,
     "embedding": _embedding,
+    "embedding_part": _embedding_part,
+    "reduce_parts": _reduce_parts,
     "reshape": _reshape,
     "transpose": _transpose,
     "broadcast_to": _broadcast_to,
@@ -347,6 +365,8 @@ def add_case(builder: GraphBuilder, op: Op, dtype: str, number: int, rng: Rng) -
     """Add one random application of an operator to the graph."""
     shapes, made = shaper(op)(rng, number)
     attrs = attributes(op, made)
+    if op.name == "reduce_parts" and not DTYPES[dtype].is_float:
+        attrs["scale"] = None
     is_special = number % 3 == 2
     leaves, looks, values, texts = [], [], [], []
     # Optional tensors may be left out.

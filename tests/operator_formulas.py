@@ -272,6 +272,24 @@ def _silu(inputs: Inputs, _: Attrs) -> Array:
     return np.where(np.isneginf(x), 0.0, x * _logistic(x))
 
 
+def _embedding_part(inputs: Inputs, attrs: Attrs) -> Array:
+    """Look up in the whole table, of which all but a part is zeros."""
+    index, table = inputs
+    first, rows = attrs["first_row"], attrs["rows"]
+    assert isinstance(first, int) and isinstance(rows, int)
+    whole = np.zeros((rows, table.shape[1]), table.dtype)
+    whole[first : first + len(table)] = table
+    return np.asarray(whole[index])
+
+
+def _reduce_parts(inputs: Inputs, attrs: Attrs) -> Array:
+    parts, how = np.stack(inputs), attrs["how"]
+    total = np.asarray(
+        parts.sum(axis=0) if how == "sum" else parts.max(0) if how == "max" else parts.min(0)
+    )
+    return total if attrs["scale"] is None else total * np.float64(str(attrs["scale"]))
+
+
 # Inputs come as float64, or as int64 so that overflow shows when the result is cut to its dtype.
 FORMULAS: dict[str, Formula] = {
     "add": lambda x, _: x[0] + x[1],
@@ -318,6 +336,8 @@ FORMULAS: dict[str, Formula] = {
     "slice": _slice,
     "im2col": _im2col,
     "embedding": lambda x, _: x[1][x[0]],
+    "embedding_part": _embedding_part,
+    "reduce_parts": _reduce_parts,
     "matmul": _matmul,
     "softmax": _softmax,
     "layernorm": _layernorm,
@@ -415,6 +435,13 @@ def _gelu_bound(x: Inputs, want: Floats, attrs: Attrs) -> Floats:
     return bound
 
 
+def _parts_bound(x: Inputs, want: Floats, attrs: Attrs) -> Floats:
+    """Each addition rounds a partial sum, scaled afterwards, which rounds once more."""
+    lost: Floats = np.abs(np.stack(x)).sum(axis=0) * (len(x) if attrs["how"] == "sum" else 0)
+    scale = 1.0 if attrs["scale"] is None else float(str(attrs["scale"]))
+    return lost * scale + np.abs(want)
+
+
 # Roundings in fp32 on the way to the result, as a multiple of its epsilon; 1 for one operation.
 BOUNDS: dict[str, Bound] = {
     **{name: _ulps(1) for name in ("exp", "log", "pow")},
@@ -429,6 +456,7 @@ BOUNDS: dict[str, Bound] = {
     "layernorm": _layernorm_bound,
     "rmsnorm": _rmsnorm_bound,
     "cumsum": _cumsum_bound,
+    "reduce_parts": _parts_bound,
 }
 
 

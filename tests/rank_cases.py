@@ -9,6 +9,8 @@ import numpy.typing as npt
 import ark_dist.kernels.ops  # noqa: F401  # registers the operators
 from ark_dist.core.builder import GraphBuilder, Value
 from ark_dist.core.graph import Graph
+from ark_dist.core.groups import flat_parts
+from ark_dist.core.op import AttrValue
 from ark_dist.core.plan import Plan
 from ark_dist.core.target import cpu_target, topology_of, wide_target
 from ark_dist.scheduler.plan import PlanOptions, make_plan
@@ -44,7 +46,7 @@ def plans_of(
 def counting(
     build: Build, rank: int, size: int, *, dtype: str = "fp32", shape: tuple[int, ...] = SHAPE
 ) -> tuple[Graph, Value]:
-    """x counts up each turn; the result is kept in a state that has all turns' sum."""
+    """Let x count up each turn; the result is kept in a state that has all turns' sum."""
     builder = GraphBuilder("ranks", rank=rank, world_size=size)
     start = builder.state(shape, dtype, name="x", init=first_of(rank, shape))
     grown = builder.apply("add", [start, 1], output=start)
@@ -93,7 +95,11 @@ def ring(builder: GraphBuilder, x: Value) -> Value:
     if size == 1:
         return builder.apply("copy", [x])
     token = builder.apply("send", [x], {"dst": (rank + 1) % size})
-    attrs = {"src": (rank - 1) % size, "shape": x.view.shape, "dtype": x.view.dtype.name}
+    attrs: dict[str, AttrValue] = {
+        "src": (rank - 1) % size,
+        "shape": x.view.shape,
+        "dtype": x.view.dtype.name,
+    }
     got = builder.apply("recv", [], attrs)
     return builder.apply("copy", [got], deps=[builder.apply("send_done", [token])])
 
@@ -104,7 +110,12 @@ def unfinished_ring(builder: GraphBuilder, x: Value) -> Value:
     if size == 1:
         return builder.apply("copy", [x])
     builder.apply("send", [x], {"dst": (rank + 1) % size, "tag": 3})
-    attrs = {"src": (rank - 1) % size, "tag": 3, "shape": x.view.shape, "dtype": "fp32"}
+    attrs: dict[str, AttrValue] = {
+        "src": (rank - 1) % size,
+        "tag": 3,
+        "shape": x.view.shape,
+        "dtype": "fp32",
+    }
     return builder.apply("recv", [], attrs)
 
 
@@ -130,13 +141,13 @@ def moved_part(builder: GraphBuilder, x: Value) -> Value:
     rank, size = builder.rank, builder.world_size
     rows, columns = x.view.shape
     cuts = [rows * size * max(k - 1, 0) // max(size - 1, 1) for k in range(size)] + [rows * size]
-    source = [(rows * k, rows * (k + 1), 0, columns) for k in range(size)]
-    target = [(cuts[k], cuts[k + 1], 0, columns) for k in range(size)]
-    attrs = {"source": sum(source, ()), "target": sum(target, ()), "ranks": ()}
+    source = flat_parts([((rows * k, rows * (k + 1)), (0, columns)) for k in range(size)])
+    target = flat_parts([((cuts[k], cuts[k + 1]), (0, columns)) for k in range(size)])
+    attrs: dict[str, AttrValue] = {"source": source, "target": target, "ranks": ()}
     moved = builder.apply("redistribute", [x], attrs)
     whole = builder.apply("all_gather", [moved], {"axis": 0, "cuts": tuple(cuts)})
-    attrs = {"axis": 0, "start": rows * rank, "length": rows}
-    return builder.apply("copy", [builder.apply("narrow", [whole], attrs)])
+    mine: dict[str, AttrValue] = {"axis": 0, "start": rows * rank, "length": rows}
+    return builder.apply("copy", [builder.apply("narrow", [whole], mine)])
 
 
 CASES: dict[str, Build] = {

@@ -17,6 +17,7 @@ from tests.cuda_code import (
     heading,
     operator_jobs,
     plan_of,
+    rank_jobs,
     row,
     transformer_jobs,
 )
@@ -27,7 +28,7 @@ try:
 except CompilerNotFoundError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-JOBS = [*transformer_jobs(), *operator_jobs()]
+JOBS = [*transformer_jobs(), *rank_jobs(), *operator_jobs()]
 # Programs with functions that leave too few registers for what the kernel keeps across tasks.
 SPILLING = {
     "transformer bf16 sm_80",
@@ -82,14 +83,29 @@ def test_a_model_has_few_functions_and_the_instructions_for_its_work(
     assert all(counts.values()), (counts, found.code.opcodes)
 
 
+@pytest.mark.parametrize("job", rank_jobs(), ids=str)
+def test_ranks_tell_one_another_across_the_system(job: Job, compiled: Results) -> None:
+    """Flags are raised and awaited beyond the GPU, and a wait for them is no plain load."""
+    (method,) = plan_of(job).methods
+    ops = [node.op for node in method.nodes]
+    # Whole: ready, wait, taken, release; in slices: ready, wait, arrived, wait.
+    assert ops.count("handshake") == 8 and ops.count("reduce_parts") == 2
+    opcodes = compiled[job].result().code.opcodes
+    assert any(name.startswith("LD") and ".STRONG.SYS" in name for name in opcodes), opcodes
+    assert any(name.startswith("ST") and ".STRONG.SYS" in name for name in opcodes), opcodes
+
+
 def test_every_operator_and_dtype_is_compiled() -> None:
     compiled = set()
-    for job in operator_jobs():
+    for job in (*rank_jobs(), *operator_jobs()):
         if job.arch == ALL_DTYPES_ARCH:
             nodes = (node for method in plan_of(job).methods for node in method.nodes)
             compiled |= {(node.op, job.dtype) for node in nodes}
-    wanted = {(op.name, d) for op in OPS.values() if op.kernel is not None for d in op.dtypes}
+    computing = [op for op in OPS.values() if op.kernel is not None and op.effect != "handshake"]
+    wanted = {(op.name, d) for op in computing for d in op.dtypes}
     assert wanted - compiled == set()
+    # A request is the same function, which has no dtype.
+    assert "handshake" in {name for name, _ in compiled}
 
 
 @pytest.mark.parametrize("job", [job for job in JOBS if job.arch == ALL_DTYPES_ARCH], ids=str)

@@ -68,3 +68,10 @@ def test_examples_of_several_ranks_run_on_any_number_of_them(name: str, size: in
     done = run_mpi(size, ROOT / "examples" / "ranks" / name, timeout_s=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f" of {size}: ") == size, done.stdout
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_stages_take_different_inputs_in_every_iteration(size: int) -> None:
+    done = run_mpi(size, ROOT / "examples" / "ranks" / "pipeline.py", timeout_s=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f" of {size}: ") == size, done.stdout

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ark_dist.core.errors import PlanError, PlanFormatError
+from ark_dist.core.graph import HOST, Raise
 from ark_dist.core.packed import Limits, Table, column
 from ark_dist.core.plan import Plan
 from ark_dist.core.planfile import (
@@ -23,9 +24,10 @@ from ark_dist.core.planfile import (
     plan_to_bytes,
     save_plan,
 )
-from ark_dist.core.target import cpu_target, wide_target
+from ark_dist.core.target import cpu_target, topology_of, wide_target
 from ark_dist.scheduler.plan import PlanOptions, make_plan
 from tests.plan_models import addition, block, eager, loop, mlp, random_plan, two_methods
+from tests.rank_cases import CASES, counting, plans_of
 
 HEAD = MAGIC + b"\x01\x00"
 MEGABYTE = 2**20
@@ -36,9 +38,17 @@ def small_plans() -> list[Plan]:
         make_plan(addition(), cpu_target(1)),
         make_plan(loop(), eager(cpu_target(2)), PlanOptions(depth=2)),
         make_plan(two_methods(), eager(cpu_target(2))),
-        make_plan(mlp(64), eager(cpu_target(2)), rank=1, world_size=4),
+        make_plan(mlp(64), eager(cpu_target(2)), rank=1, topology=topology_of((0,) * 4)),
         make_plan(block(), eager(wide_target(8))),
+        # Exports, peers' buffers, handshakes, and requests to the host.
+        *(communicating(transport) for transport in ("peer", "proxy")),
     ]
+
+
+def communicating(transport: str) -> Plan:
+    """The plan of rank 1 of 2."""
+    plans = plans_of(lambda rank: counting(CASES["ring"], rank, 2)[0], 2, transport=transport)
+    return plans[1]
 
 
 PLANS = small_plans()
@@ -111,6 +121,27 @@ def test_fingerprints_tell_plans_apart() -> None:
     assert len(set(prints)) == len(PLANS)
     assert prints == [fingerprint(plan) for plan in small_plans()], "the same on every run"
     assert all(len(text) == 64 for text in prints)
+
+
+def test_what_ranks_share_is_in_the_file() -> None:
+    shared, asked = (plan_from_bytes(data) for data in FILES[-2:])
+    assert {(b.export, b.peer) for b in shared.buffers if b.kind == "peer"} == {
+        ("forward/0>1.0#0:send.0", 0)
+    }
+    assert {b.export for b in shared.buffers if b.kind != "peer"} == {"", "forward/1>0.0#0:send.1"}
+    nodes = shared.methods[0].nodes
+    assert [n.waits for n in nodes if n.waits] == [
+        ("forward/0>1.0#0:send.ready.0",),
+        ("forward/1>0.0#0:send.taken.0",),
+    ]
+    assert [n.raises for n in nodes if n.raises] == [
+        (Raise(0, "forward/1>0.0#0:send.ready.1"),),
+        (Raise(0, "forward/0>1.0#0:send.taken.1"),),
+    ]
+    assert all(n.takes for n in nodes if n.raises and ".taken." in n.raises[0].flag)
+    raised = {item for n in asked.methods[0].nodes for item in n.raises}
+    assert {item.rank for item in raised} == {HOST}
+    assert all(item.flag.endswith(".ask") for item in raised)
 
 
 def test_attributes_keep_their_types() -> None:
@@ -251,6 +282,34 @@ def test_a_field_of_the_wrong_type_or_range_is_named(name: str) -> None:
     value = body(FILES[0])
     change(value)
     assert text in refused(HEAD + msgpack.packb(value))
+
+
+# Of the plan of a rank that communicates.
+SHARED_FIELDS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "export": (lambda b: b["buffers"].update(export=b"\x01" + b"\xff" * 40), "buffers.export"),
+    "peer": (lambda b: b["buffers"].update(peer=b"\x01a"), "buffers.peer has 1 items"),
+    "takes": (lambda b: b["methods"][0]["nodes"].update(takes=b""), "nodes.takes is"),
+    "waits": (lambda b: b["methods"][0]["nodes"].pop("waits"), "nodes.waits is missing"),
+    "raises": (lambda b: b["methods"][0]["nodes"].update(raises=[]), "nodes.raises"),
+    "flag": (lambda b: b["tables"]["raises"].update(flag=b"\x02" + b"\xff" * 4), "raises.flag"),
+    "rank": (lambda b: b["tables"]["raises"].update(rank=b"\x08" + b"\xff" * 16), "raises.rank"),
+}
+
+
+@pytest.mark.parametrize("name", SHARED_FIELDS)
+def test_a_field_of_what_ranks_share_is_checked_too(name: str) -> None:
+    change, text = SHARED_FIELDS[name]
+    value = body(FILES[-2])
+    change(value)
+    assert text in refused(HEAD + msgpack.packb(value))
+
+
+def test_a_plan_whose_ranks_do_not_exist_breaks_a_rule() -> None:
+    value = body(FILES[-2])
+    peers = value["buffers"]["peer"]
+    value["buffers"]["peer"] = peers[:1] + bytes(7 if peer else 0 for peer in peers[1:])
+    with pytest.raises(PlanError, match="lies on rank 6 of 2"):
+        plan_from_bytes(HEAD + msgpack.packb(value))
 
 
 def test_lists_that_are_used_again_and_again_are_limited() -> None:

@@ -77,6 +77,7 @@ NAMES = [
     "load",
     "method",
     "ones",
+    "open_checkpoint",
     "parameter",
     "rank",
     "save",

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -80,23 +81,20 @@ def everywhere(plans: Sequence[Plan], change: Callable[[Plan], Plan]) -> str:
     return refused(found)
 
 
-def said(flag: Raise | str) -> str:
-    return flag.flag if isinstance(flag, Raise) else flag
-
-
 def without(phase: str, *, field: str) -> NodeChange:
     """Drop the flags of a phase from a node's waits or raises."""
 
     def change(node: Node) -> Node:
-        flags = getattr(node, field)
-        kept = tuple(f for f in flags if f".{phase}" not in said(f))
-        return replace(node, **{field: kept})
+        if field == "waits":
+            return replace(node, waits=tuple(f for f in node.waits if f".{phase}" not in f))
+        kept = tuple(item for item in node.raises if f".{phase}" not in item.flag)
+        return replace(node, raises=kept)
 
     return change
 
 
-def one_shot(**options: int) -> list[Plan]:
-    return made(CASES["all_reduce"], 2, **options)
+def one_shot(workers: int = 2) -> list[Plan]:
+    return made(CASES["all_reduce"], 2, workers=workers)
 
 
 @pytest.fixture
@@ -381,7 +379,7 @@ def test_no_flag_can_be_left_out(case: str, limit: int, monkeypatch: pytest.Monk
             raises = tuple(item for item in node.raises if item.flag != flag)
             return replace(node, waits=tuple(f for f in node.waits if f != flag), raises=raises)
 
-        everywhere(plans, lambda plan, change=change: with_nodes(plan, change))
+        refused([with_nodes(plan, change) for plan in plans])
 
 
 def test_memory_that_moves_onto_what_others_read_is_found() -> None:
@@ -470,7 +468,7 @@ def test_stretches_of_a_view_are_those_of_its_elements() -> None:
         }
         runs = strided_runs(offset, shape, strides).tolist()
         assert {e for a, b in runs for e in range(a, b)} == wanted, (shape, strides)
-        assert all(b < c for (_, b), (c, _) in zip(runs, runs[1:], strict=False))
+        assert all(b < c for (_, b), (c, _) in pairwise(runs))
 
 
 def test_views_with_too_many_stretches_count_as_one(monkeypatch: pytest.MonkeyPatch) -> None:

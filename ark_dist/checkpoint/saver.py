@@ -90,10 +90,14 @@ def save_checkpoint(
         save.remove_old()
     except RefusedError as refused:
         save.discard(is_known=True)
+        with suppress(Exception):
+            agree(None)  # the others' files are gone, too
+        save.remove_new_folder()
         raise refused.error from refused.error.__cause__
     except BaseException:
         # Where ranks may not know of it, rank 0 may yet commit: then all files are needed.
         save.discard(is_known=world_size == 1)
+        save.remove_new_folder()
         raise
     finally:
         save.release()
@@ -290,6 +294,9 @@ class _Save:
             for path in self._published:
                 with suppress(OSError):
                     path.unlink()
+
+    def remove_new_folder(self) -> None:
+        """Remove the folder if this save made it, and nothing is in it."""
         if self._is_new:
             with suppress(OSError):
                 self._folder.rmdir()

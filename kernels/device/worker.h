@@ -155,10 +155,12 @@ GPU_FN void ark_prepare(ark_worker& worker) {
 GPU_FN void ark_finish(ark_worker& worker) {
   const ark_task* task = ark_current_task(worker);
   worker.slot += task->flags >> ARK_SLOTS_SHIFT;
-  ark_counter* const* raises = ark_table<ark_counter* const>(ark_kernel_launch.raises);
+  const uint64_t* raises = ark_table<const uint64_t>(ark_kernel_launch.raises);
 #pragma unroll 1
-  for (uint32_t i = 0; i < task->raise_count; ++i)
-    gpu_store_release_system(&raises[task->raises + i]->value, uint64_t(worker.turn + 1));
+  for (uint32_t i = 0; i < task->raise_count; ++i) {
+    ark_counter* flag = ark_table<ark_counter>(raises[task->raises + i]);
+    gpu_store_release_system(&flag->value, uint64_t(worker.turn + 1));
+  }
   gpu_add_release(&ark_table<ark_counter>(ark_kernel_launch.counters)[task->counter].value, 1);
   if (ark_kernel_launch.traces == 0) return;
   ark_trace* traces = ark_table<ark_trace>(ark_kernel_launch.traces);

@@ -6,7 +6,6 @@ import struct
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,34 +14,35 @@ import numpy.typing as npt
 from ark_dist.comm.communicator import Communicator
 from ark_dist.core import abi
 from ark_dist.core.errors import ArkError, DeviceNotFoundError, StallError, TaskError
-from ark_dist.core.plan import ARENAS, Plan
+from ark_dist.core.plan import Plan
 from ark_dist.core.settings import Settings
 from ark_dist.kernels.emit import Tables, emit_cpu
-from ark_dist.launch.compile import compile_source, load_library
+from ark_dist.launch.compile import compile_source
 from ark_dist.launch.cpuinfo import can_run
-from ark_dist.launch.devices.cpu_blocks import Blocks, make_blocks
 from ark_dist.launch.devices.commands import (
     DONE_OFFSET,
-    MAX_TIMEOUT_S,
-    NEVER,
     command_offset,
     command_text,
     write_command,
 )
-from ark_dist.launch.devices.report import failure_text, stall_text
+from ark_dist.launch.devices.cpu_blocks import Blocks, make_blocks
+from ark_dist.launch.devices.cpu_library import EXIT_S, HOOK, end_kernel, leaves, load_kernel
+from ark_dist.launch.devices.report import failure_text, stall_text, waiting_text
 from ark_dist.launch.machine import Command
 from ark_dist.launch.memory import Arenas, allocate
 from ark_dist.launch.op_faults import OpFaults
-from ark_dist.launch.rank_link import RankLink
+from ark_dist.launch.rank_link import RankLink, check_world_size
 from ark_dist.launch.rank_trace import RankTrace
-from ark_dist.launch.trace import TraceEvent, add_to_trace_file
+from ark_dist.launch.trace import TraceEvent, add_to_trace_file, read_together
 
 # wait() comes back to Python this often, so that Ctrl-C works.
 SLICE_S = 0.1
+# The first time it does so earlier where there are other ranks, to see how they are.
+FIRST_SLICE_S = 1e-3
 # Tasks that a trace keeps per worker: the last ones; a power of 2.
 TRACE_ROWS = 1 << 16
-# How long a stopped kernel may take to leave its loops.
-EXIT_S = 10.0
+# How long an aborted kernel may take when the process exits, and how often it is looked at.
+LEAVE_S, LEAVE_PAUSE_S = 1.0, 1e-4
 
 _SEQUENCE = struct.Struct("<Q")
 
@@ -94,14 +94,12 @@ class CpuDevice:
             )
         source, self._tables = emit_cpu(self.plan)
         binary = compile_source(source, isa=isa, settings=self._settings, on_compile=on_compile)
-        self._library = load_library(binary)
-        for name, result, arguments in _FUNCTIONS:
-            function = getattr(self._library, name)
-            function.restype, function.argtypes = result, arguments
+        self._library = load_kernel(binary)
 
     def allocate(self) -> Arenas:
         """Make the program's memory in that of this process, and what its node shares."""
         assert self._tables is not None
+        check_world_size(self.plan, self._communicator)
         if self._communicator is not None and self.plan.world_size > 1:
             tables = self._tables
             self._link = RankLink(
@@ -111,9 +109,7 @@ class CpuDevice:
                 tables.counter_count,
                 self._settings.timeout_s,
             )
-            self._rank_trace = RankTrace(
-                self.plan, self._communicator, self._settings.trace_path
-            )
+            self._rank_trace = RankTrace(self.plan, self._communicator, self._settings.trace_path)
             return self._link.arenas
         return allocate(self.plan)
 
@@ -127,8 +123,9 @@ class CpuDevice:
             self._link.start()
         if self._rank_trace is not None:
             self._rank_trace.start()
+        shared = None if self._link is None else self._link.memory
         self._blocks = make_blocks(
-            self.plan, self._tables, arenas, self._settings, self._trace_rows, self._link
+            self.plan, self._tables, arenas, self._settings, self._trace_rows, shared
         )
         self._arenas = arenas
         if self._link is not None:
@@ -147,7 +144,7 @@ class CpuDevice:
             )
         # Keeps the memory the workers use, and ends them with this object or the process.
         self._end = weakref.finalize(
-            self, _end_kernel, os.getpid(), self._library, self._blocks, arenas
+            self, end_kernel, os.getpid(), self._library, self._blocks, arenas
         )
 
     def _arm(self, link: RankLink) -> None:
@@ -156,7 +153,7 @@ class CpuDevice:
         faults = OpFaults(self.plan, self._break)
         self._injected = None
         if faults.is_armed:
-            self._hook = _HOOK(faults.pass_task)
+            self._hook = HOOK(faults.pass_task)
             self._blocks.config["hook"] = ctypes.cast(self._hook, ctypes.c_void_p).value
 
     def _break(self, error: BaseException) -> None:
@@ -198,26 +195,41 @@ class CpuDevice:
             self._library.ark_kernel_abort(blocks.config.ctypes.data)
 
     def leave(self) -> None:
-        """Tell the other ranks that this one computes no more."""
-        if self._link is not None:
-            self._link.memory.leave()
+        """End the kernel, and tell the other ranks that this one computes no more."""
+        if self._link is None:
+            return
+        blocks = self._blocks
+        if blocks is not None:
+            self.abort()
+            deadline = time.monotonic() + LEAVE_S
+            # What it has completed is final once all workers have left.
+            while blocks.control["exited"][0] < self.plan.target.worker_count:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(LEAVE_PAUSE_S)
+        self._link.memory.leave()
 
     def stop(self) -> None:
         """Let the workers leave and the memory go; commands that are not done are dropped."""
-        if self._blocks is None:
-            return
+        if self._blocks is not None:
+            self._let_go(self._end_workers(self._blocks))
+
+    def _end_workers(self, blocks: Blocks) -> Blocks:
         assert self._library is not None
-        if int(self._blocks.control["completed"][0]) < self._sequence:
+        if int(blocks.control["completed"][0]) < self._sequence:
             self._library.ark_kernel_abort(self._address)
-        if not _leaves(self._library, self._address):
+        if not leaves(self._library, self._address, EXIT_S):
             # The stuck thread may still use the memory: the finalizer keeps it.
             raise StallError(
                 f"rank {self.plan.rank}: a worker did not leave its task within {EXIT_S:.0f} s; "
-                f"{stall_text(self.plan, self._blocks.statuses)}"
+                f"{stall_text(self.plan, blocks.statuses)}"
             )
         assert self._end is not None
         self._end.detach()
-        blocks, self._blocks, self._arenas = self._blocks, None, None
+        self._blocks = self._arenas = None
+        return blocks
+
+    def _let_go(self, blocks: Blocks) -> None:
         if self._link is not None:
             self._link.stop()
         self._write_trace(blocks)
@@ -225,7 +237,8 @@ class CpuDevice:
     def _clocks(self) -> tuple[int, int]:
         """The trace clock and the monotonic clock in nanoseconds, read together."""
         assert self._library is not None
-        return int(self._library.ark_kernel_ticks()), time.monotonic_ns()
+        # The quickest of several looks: ranks compare times of a fraction of a microsecond.
+        return read_together(self._library.ark_kernel_ticks, time.monotonic_ns)
 
     def _write_trace(self, blocks: Blocks) -> None:
         path = self._settings.trace_path
@@ -262,22 +275,40 @@ class CpuDevice:
 
     def _await(self, sequence: int, timeout_s: float) -> None:
         assert self._library is not None and self._blocks is not None
-        left_s = timeout_s
-        while True:
-            slice_s = min(SLICE_S, max(left_s, 0.0))
-            outcome = self._library.ark_kernel_wait(self._address, sequence, int(slice_s * 1e9))
-            if outcome > 0:
-                return
-            if outcome < 0:
-                raise self._failure()
-            if self._link is not None:
-                self._check_neighbours(self._link.memory.check)
-            left_s -= slice_s
-            if left_s <= 0:
-                raise TimeoutError(
-                    f"program {self.plan.name!r} is still running after {timeout_s} s; "
-                    "wait again, or stop it"
-                )
+        left_s, link = timeout_s, self._link
+        longest_s = SLICE_S if link is None else FIRST_SLICE_S
+        try:
+            while True:
+                slice_s = min(longest_s, max(left_s, 0.0))
+                outcome = self._library.ark_kernel_wait(self._address, sequence, int(slice_s * 1e9))
+                if outcome > 0:
+                    return
+                if outcome < 0:
+                    raise self._failure(self._blocks)
+                if link is not None:
+                    self._look_around(link, self._blocks, is_first=longest_s == FIRST_SLICE_S)
+                longest_s = SLICE_S
+                left_s -= slice_s
+                if left_s <= 0:
+                    raise TimeoutError(
+                        f"program {self.plan.name!r} is still running after {timeout_s} s; "
+                        "wait again, or stop it"
+                    )
+        finally:
+            if link is not None:
+                link.vigil.end()
+
+    def _look_around(self, link: RankLink, blocks: Blocks, *, is_first: bool) -> None:
+        """Check how the other ranks are, in a wait that has come back with nothing."""
+
+        def waits() -> str:
+            return waiting_text(self.plan, blocks.statuses)
+
+        if is_first:
+            link.vigil.begin()
+        else:
+            link.vigil.tick(blocks.statuses.tobytes(), waits)
+        self._check_neighbours(lambda: link.memory.check(waits))
 
     def _check_neighbours(self, check: Callable[[], None]) -> None:
         """End the kernel if another rank does something else, or will not come."""
@@ -290,34 +321,34 @@ class CpuDevice:
             self.stop()
             raise
 
-    def _failure(self) -> ArkError:
-        """What ended the kernel; its threads are gone afterwards."""
-        error = self._local_failure()
-        if self._link is not None:
-            self._link.memory.fail(str(error))
-        return error
-
-    def _local_failure(self) -> ArkError:
-        assert self._blocks is not None
-        blocks = self._blocks
-        if self._injected is not None:
-            self.stop()
-            raise self._injected
+    def _failure(self, blocks: Blocks) -> BaseException:
+        """What ended the kernel; its threads are gone afterwards, and the others know."""
         stuck = ""
         try:
-            self.stop()
+            self._end_workers(blocks)
         except StallError as error:
             # What ended the kernel is the cause and comes first.
             stuck = f"; then {error}"
+        cause = self._injected or self._cause(blocks, stuck)
+        # Before leaving: others are to hear of the failure. Who exits just leaves.
+        if self._link is not None and isinstance(cause, Exception):
+            self._link.memory.fail(str(cause))
+        if not stuck:
+            self._let_go(blocks)
+        return cause
+
+    def _cause(self, blocks: Blocks, stuck: str) -> ArkError:
         reason = int(blocks.control["abort"][0])
         if reason == abi.TASK_FAILED:
             return TaskError(failure_text(self.plan, blocks.failure[0]) + stuck)
         if reason == abi.STALLED:
             limit_s = self._settings.timeout_s
-            return StallError(stall_text(self.plan, blocks.statuses, limit_s=limit_s) + stuck)
+            stopped = "" if self._link is None else self._link.memory.stopped()
+            text = stall_text(self.plan, blocks.statuses, limit_s=limit_s)
+            return StallError(text + stopped + stuck)
         if reason == abi.PEER_ABORT and self._link is not None:
             try:
-                self._link.memory.check()
+                self._link.memory.check(lambda: waiting_text(self.plan, blocks.statuses))
             except ArkError as error:
                 return error
         return ArkError(f"rank {self.plan.rank}: the kernel was aborted{stuck}")
@@ -336,36 +367,3 @@ class CpuDevice:
         done = 0 if is_closed else command.iterations
         _SEQUENCE.pack_into(self._commands, row + DONE_OFFSET, done)
         self._blocks.control["completed"][0] = sequence
-
-
-_HOOK = ctypes.CFUNCTYPE(None, ctypes.c_uint32, ctypes.c_uint32)
-_FUNCTIONS = (
-    ("ark_kernel_start", ctypes.c_int, (ctypes.c_void_p,)),
-    ("ark_kernel_post", None, (ctypes.c_void_p, ctypes.c_uint64)),
-    ("ark_kernel_wait", ctypes.c_int, (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64)),
-    ("ark_kernel_stop", ctypes.c_int, (ctypes.c_void_p, ctypes.c_int64)),
-    ("ark_kernel_abort", None, (ctypes.c_void_p,)),
-    ("ark_kernel_ticks", ctypes.c_uint64, ()),
-)
-
-
-def _end_kernel(pid: int, library: ctypes.CDLL, blocks: Blocks, arenas: Arenas) -> None:
-    """End a kernel that nobody stopped."""
-    if os.getpid() != pid:
-        # In a fork there are no workers to end.
-        return
-    address = blocks.config.ctypes.data
-    library.ark_kernel_abort(address)
-    if not _leaves(library, address):
-        # A stuck worker still uses the memory: never free it.
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object((blocks, arenas)))
-
-
-def _leaves(library: ctypes.CDLL, address: int) -> bool:
-    """Ask the workers to leave; whether all did within `EXIT_S`."""
-    deadline = time.monotonic() + EXIT_S
-    # In slices, so that Ctrl-C works.
-    while not library.ark_kernel_stop(address, int(SLICE_S * 1e9)):
-        if time.monotonic() > deadline:
-            return False
-    return True

@@ -16,7 +16,7 @@ from ark_dist.launch.rank_memory import RankMemory
 
 IDLE_SPIN_NS = 50_000
 # Pauses in a wait before it yields the core: many where each worker has a core of its own.
-WAIT_SPINS, CROWDED_WAIT_SPINS = 4096, 32
+WAIT_SPINS, CROWDED_WAIT_SPINS = 4096, 4
 
 Memory = npt.NDArray[np.void]
 
@@ -134,4 +134,4 @@ def worker_cores(workers: int, local: tuple[int, int]) -> list[int]:
     cores = sorted(os.sched_getaffinity(0))
     place, count = local
     share = cores[len(cores) * place // count : len(cores) * (place + 1) // count]
-    return share[:workers] if len(share) >= workers else [-1] * workers
+    return share[:workers] if len(cores) >= count * workers else [-1] * workers

@@ -1,6 +1,6 @@
 """Run a plan with the operators' references: the definition of correct."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from ark_dist.comm.communicator import Communicator
 from ark_dist.core.data import rounded
 from ark_dist.core.dtype import DType
-from ark_dist.core.errors import ArkError, TaskError
+from ark_dist.core.errors import TaskError
 from ark_dist.core.op import OPS, Array
 from ark_dist.core.plan import Method, Plan
 from ark_dist.core.shape import Box
@@ -17,8 +17,8 @@ from ark_dist.launch.devices.commands import command_text
 from ark_dist.launch.machine import Chooser, Command, Machine, NoFlags, in_task_order
 from ark_dist.launch.memory import Arenas, allocate
 from ark_dist.launch.op_faults import OpFaults
-from ark_dist.launch.rank_link import RankLink
-from ark_dist.launch.rank_memory import SharedFlags, flag_rows
+from ark_dist.launch.rank_flags import SharedFlags, flag_rows
+from ark_dist.launch.rank_link import RankLink, check_world_size
 from ark_dist.scheduler.tile import node_boxes
 
 
@@ -46,7 +46,7 @@ class NumpyDevice:
 
     def _new_machine(self) -> Machine:
         link = self._link
-        flags = NoFlags() if link is None else SharedFlags(link.memory, self._timeout_s)
+        flags = NoFlags() if link is None else SharedFlags(link.memory, link.vigil, self._timeout_s)
         return Machine(self.plan, self._body, self._choose, flags)
 
     def compile(self, on_compile: Callable[[Path], None]) -> None:
@@ -54,6 +54,7 @@ class NumpyDevice:
 
     def allocate(self) -> Arenas:
         """Make the program's memory in that of this process, and what its node shares."""
+        check_world_size(self.plan, self._communicator)
         if self._communicator is not None and self.plan.world_size > 1:
             rows = flag_rows(self.plan)
             self._link = RankLink(self.plan, self._communicator, rows, len(rows), self._timeout_s)
@@ -78,15 +79,24 @@ class NumpyDevice:
     def wait(self, timeout_s: float) -> list[int]:
         """Do all that was posted."""
         pending, self._pending = self._pending, []
+        if self._link is None:
+            return [self._machine.run(command) for command in pending]
+        return self._wait_with_others(self._link, pending)
+
+    def _wait_with_others(self, link: RankLink, pending: Sequence[Command]) -> list[int]:
+        done = []
+        link.vigil.begin()
         try:
-            done = [self._machine.run(command) for command in pending]
-            if self._link is not None:
-                self._link.rest()
-            return done
-        except ArkError as error:
-            if self._link is not None:
-                self._link.memory.fail(str(error))
+            for command in pending:
+                done.append(self._machine.run(command))
+                link.memory.complete_one()
+            link.rest()
+        except Exception as error:
+            link.memory.fail(str(error))
             raise
+        finally:
+            link.vigil.end()
+        return done
 
     def abort(self) -> None:
         """There is no kernel that runs by itself."""

@@ -63,6 +63,17 @@ def stall_text(plan: Plan, statuses: Status, *, limit_s: float | None = None) ->
     return f"rank {plan.rank}: {limit}" + "; ".join(lines)
 
 
+def waiting_text(plan: Plan, statuses: Status) -> str:
+    """What the workers that wait wait for; "" if none does."""
+    waits: dict[str, None] = {}
+    for status in statuses:
+        if int(status["phase"]) == abi.WAITING:
+            method = plan.methods[int(status["method"])]
+            what = _counter_text(plan, method, int(status["counter"]))
+            waits[f"{what} in turn {int(status['turn'])}"] = None
+    return f"rank {plan.rank} waits for {', '.join(waits)}" if waits else ""
+
+
 def _status_text(plan: Plan, worker: int, status: np.void) -> str:
     method = plan.methods[int(status["method"])]
     phase = int(status["phase"])
