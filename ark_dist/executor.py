@@ -49,6 +49,8 @@ class Executor:
         options: choices of the scheduler.
         mesh: how ranks share one model of global shapes; without it each rank runs a model of
             its own, and says itself what it sends and receives.
+        check_numerics: let the first operator whose result is NaN or infinite fail with a
+            TaskError that names it and its rank; slow.
 
     Raises:
         TypeError: for an argument of the wrong type.
@@ -72,6 +74,7 @@ class Executor:
         timeout_s: float | None = None,
         options: PlanOptions | None = None,
         mesh: Mesh | None = None,
+        check_numerics: bool = False,
     ) -> None:
         world = check_ranks("Executor", rank, world_size)
         _check_count("gpu_id", gpu_id, 0)
@@ -85,6 +88,8 @@ class Executor:
         self._graph = self._model.freeze(name)
         if mesh is not None and not isinstance(mesh, Mesh):
             raise TypeError(f"Executor: mesh is a {type(mesh).__name__}, wanted an ark.Mesh")
+        if check_numerics:
+            options = replace(options or PlanOptions(), check_numerics=True)
         self._request = Request(self._graph, device, workers, gpu_id, options, mesh)
         if world_module.current().is_planned:
             raise Planned(self._request)

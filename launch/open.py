@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ark_dist.comm.communicator import Communicator
 from ark_dist.core.abi import MAX_WORKERS
-from ark_dist.core.errors import ArkError
+from ark_dist.core.errors import ConfigError
 from ark_dist.core.graph import Graph
 from ark_dist.core.layout import MeshShape, Share
 from ark_dist.core.plan import Plan
@@ -120,11 +120,12 @@ def open_session(
         raise ValueError(f"workers is {worker_count}; it must be 1 to {MAX_WORKERS}")
     if communicator is not None and communicator.size == 1:
         communicator = None
+    if communicator is not None:
+        check_device(device, communicator)
     target = target_for(device, settings, worker_count, gpu_id, _ranks_here(communicator))
     own, rank, topology = graph, 0, topology_of((0,))
     shares: dict[int, Share] = {}
     if communicator is not None:
-        check_device(device, communicator)
         rank, topology = communicator.rank, node_topology(communicator)
         if mesh is not None:
             check_same_graph(graph, mesh, communicator)
@@ -144,9 +145,10 @@ def _ranks_here(communicator: Communicator | None) -> int:
 
 
 def check_device(device: str, communicator: Communicator) -> None:
-    """Raise ArkError for a device that can't run together with other ranks yet."""
+    """Raise ConfigError for a device that can't run together with other ranks yet."""
     if device not in RANKED_DEVICES:
-        raise ArkError(
-            f"device {device!r} runs one rank, and there are {communicator.size}; "
-            f"use {' or '.join(RANKED_DEVICES)}"
+        raise ConfigError(
+            f"device {device!r} runs one rank, and this is rank {communicator.rank} of "
+            f"{communicator.size}; use device={' or '.join(map(repr, RANKED_DEVICES))}, or give "
+            "each process a program of its own: Executor(rank=0, world_size=1)"
         )

@@ -16,6 +16,7 @@ from ark_dist.core.errors import (
     CommAborted,
     CommMismatch,
     PeerLost,
+    PlanError,
     PlanMismatchError,
 )
 from ark_dist.core.graph import HOST, Raise
@@ -79,6 +80,7 @@ class RankMemory:
     ) -> None:
         """Allocate; `flags` says where each flag stands among `counter_count` counters."""
         self._plan = plan
+        self._check_exports()
         self._communicator = communicator
         sizes = dict(zip(ARENAS, plan.arena_bytes, strict=True))
         self._map = _lay_out(counter_count, sizes["symmetric"])
@@ -89,6 +91,15 @@ class RankMemory:
         self._compared = dict.fromkeys(self._neighbours(), 0)
         self._look_at = 0.0
         self.board["pid"], self.board["start"] = process_id()
+
+    def _check_exports(self) -> None:
+        names = [b.export for b in self._plan.buffers if b.export and b.kind != "peer"]
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twice:
+            raise PlanError(
+                f"rank {self._plan.rank} has two buffers that others know as {twice[0]!r}; each "
+                "needs a name of its own"
+            )
 
     def _exchange(self, flags: Mapping[str, int]) -> Sequence[Exports]:
         line = abi.COUNTER.dtype.itemsize

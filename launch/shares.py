@@ -115,9 +115,9 @@ class Shares:
             return _seen(self._own(share), view)
         whole = np.empty(buffer.shape, buffer.dtype.numpy)
         for giver in givers:
-            # `...` makes an array even of a tensor without dimensions.
-            index = (*_slices(share.parts[giver]), ...)
-            target = whole[index]
+            # reshape: an index of a tensor without dimensions gives a number.
+            box = share.parts[giver]
+            target = whole[_slices(box)] if box else whole.reshape(())
             if giver == root:
                 target[...] = self._own(share)
                 continue

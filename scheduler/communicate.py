@@ -15,6 +15,7 @@ from ark_dist.core.target import Topology
 from ark_dist.core.view import View
 from ark_dist.scheduler.lowering import Lowering
 
+TRANSPORTS = ("auto", "peer", "proxy")
 LINE_BYTES = 64
 # A generated function addresses so many parts of a sum; larger groups go through the host.
 MAX_PARTS = 12
@@ -26,8 +27,11 @@ def communicate(graph: Graph, rank: int, topology: Topology, transport: str) -> 
     """Return the graph with its communication lowered for one rank.
 
     `transport` is "auto" (memory where ranks share a node, else the host), "peer" or "proxy".
-    Raises ValueError for communication that was built for another rank or number of ranks.
+    Raises ValueError for communication that was built for another rank or number of ranks, or
+    that the transport can't do.
     """
+    if transport not in TRANSPORTS:
+        raise ValueError(f"transport is {transport!r}; it must be one of {', '.join(TRANSPORTS)}")
     buffers = list(graph.buffers)
     methods = []
     for method in graph.methods:
@@ -62,9 +66,13 @@ def _check_world(method: GraphMethod, rank: int, world_size: int) -> None:
 
 def _is_proxied(message: Message, topology: Topology, transport: str) -> bool:
     nodes = {topology.nodes[r] for r in message.ranks}
-    if transport == "auto":
-        return len(nodes) > 1 or len(message.ranks) > MAX_PARTS
-    return transport == "proxy"
+    is_far = len(nodes) > 1 or len(message.ranks) > MAX_PARTS
+    if transport == "peer" and is_far:
+        raise ValueError(
+            f"message {message.key}: transport 'peer' is for up to {MAX_PARTS} ranks of one node, "
+            f"and these are {len(message.ranks)} ranks of {len(nodes)} nodes; use 'auto'"
+        )
+    return is_far if transport == "auto" else transport == "proxy"
 
 
 def at(view: View, box: Box) -> View:

@@ -9,6 +9,7 @@ from ark_dist.core.target import Target, Topology, topology_of
 from ark_dist.core.task import Group, Task
 from ark_dist.core.verify_graph import verify_graph
 from ark_dist.core.verify_plan import verify_plan
+from ark_dist.scheduler.checks import add_checks
 from ark_dist.scheduler.communicate import communicate
 from ark_dist.scheduler.deps import (
     Access,
@@ -35,12 +36,16 @@ class PlanOptions:
         policy: how tasks find their worker.
         transport: how messages travel: "peer" (memory that ranks share), "proxy" (the host
             moves them), or "auto" (peer within a node).
+        check_numerics: let every operator whose result is NaN or infinite fail; slow.
+        check_replicas: compare what each all_reduce gives to its ranks; slow.
     """
 
     is_fused: bool = True
     depth: int = 1
     policy: Policy = earliest_finish
     transport: str = "auto"
+    check_numerics: bool = False
+    check_replicas: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,7 @@ def make_plan(
     options = options or PlanOptions()
     topology = topology or topology_of((0,))
     verify_graph(graph)
+    graph = add_checks(graph, is_finite=options.check_numerics, is_equal=options.check_replicas)
     graph = communicate(graph, rank, topology, options.transport)
     methods, buffers = _expanded(graph, target)
     drafts = [_draft(method, buffers, target, options) for method in methods]

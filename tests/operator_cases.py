@@ -17,6 +17,7 @@ from ark_dist.core.shape import Shape
 SPECIAL = (
     *("command_scalar", "stop_when", "rope", "sample"),
     *("attention", "attention_part", "attention_merge", "matmul_part"),
+    *("check_finite", "check_equal"),
 )
 # What takes several ranks.
 COMMUNICATION = ("communication", "handshake")

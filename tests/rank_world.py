@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from ark_dist.core.graph import Raise
 from ark_dist.core.op import Array
@@ -90,7 +91,7 @@ class RankWorld:
         return done
 
 
-def _exported(plan: Plan, buffer_id: int, own: Sequence[Arenas]) -> Array:
+def _exported(plan: Plan, buffer_id: int, own: Sequence[Arenas]) -> npt.NDArray[np.uint8]:
     wanted = plan.buffers[buffer_id]
     arenas = own[wanted.peer]
     found = next(b for b in arenas.plan.buffers if b.export == wanted.export and b.kind != "peer")

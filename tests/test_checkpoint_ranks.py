@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import ark_dist as ark
+from ark_dist.checkpoint import progress
 from ark_dist.checkpoint.agree import ALONE, ranks_of
 from ark_dist.checkpoint.reader import Checkpoint
 from ark_dist.comm.communicator import Communicator
@@ -283,15 +284,13 @@ def test_calls_at_the_wrong_time_are_refused_on_all_ranks(tmp_path: Path) -> Non
 def test_progress_is_shown_by_rank_0_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ark.save(cut_weights(), f"{tmp_path}/model/")
     shown: list[bool] = []
-    from ark_dist.checkpoint import loader
-
-    first = loader.shown_progress
+    first = progress.shown_progress
 
     def noted(title: str, total_bytes: int, is_shown: bool) -> object:
         shown.append(is_shown)
         return first(title, total_bytes, is_shown)
 
-    monkeypatch.setattr(loader, "shown_progress", noted)
+    monkeypatch.setattr("ark_dist.checkpoint.loader.shown_progress", noted)
     monkeypatch.setattr("sys.stderr", io.StringIO())
     on_cut({"tp": 3}, lambda module, exe: module.load_state_dict(tmp_path / "model"))
     assert sorted(shown) == [False, False, True]

@@ -7,6 +7,8 @@ import pytest
 
 from ark_dist.core.builder import GraphBuilder
 from ark_dist.core.message import Call, calls, disagreement
+from ark_dist.core.target import topology_of
+from ark_dist.scheduler.communicate import communicate
 from tests.rank_cases import SHAPE, Numbers, chain, in_place, moved_part, ring, totals, values
 
 REDUCTIONS: dict[str, Callable[..., Numbers]] = {"max": np.max, "min": np.min, "mean": np.mean}
@@ -98,3 +100,20 @@ def test_ranks_that_disagree_are_told_so() -> None:
     assert text is not None and "reduce='sum'" in text and "reduce='max'" in text
     text = disagreement({0: graph(0, "sum", "fp32"), 1: graph(1, "sum", "int32")})
     assert text is not None and "fp32[4]" in text and "int32[4]" in text
+
+
+@pytest.mark.parametrize(
+    ("transport", "nodes", "message"),
+    [
+        ("fast", (0, 0), "transport is 'fast'; it must be one of auto, peer, proxy"),
+        ("peer", (0, 1), "2 ranks of 2 nodes; use 'auto'"),
+        ("peer", (0,) * 13, "13 ranks of 1 nodes; use 'auto'"),
+    ],
+)
+def test_a_transport_that_can_not_do_it_is_refused(
+    transport: str, nodes: tuple[int, ...], message: str
+) -> None:
+    builder = GraphBuilder("far", rank=0, world_size=len(nodes))
+    builder.apply("all_reduce", [builder.tensor((4,), "fp32")])
+    with pytest.raises(ValueError, match=message):
+        communicate(builder.freeze(), 0, topology_of(nodes), transport)

@@ -233,7 +233,9 @@ def test_a_cache_folder_that_cannot_be_made_costs_a_warning(
 ) -> None:
     (tmp_path / "file").write_text("")
     settings = replace(read_settings(), cache_dir=tmp_path / "file" / "cache")
-    session = open_session(counting().graph, device="cpu", settings=settings, worker_count=1).session
+    session = open_session(
+        counting().graph, device="cpu", settings=settings, worker_count=1
+    ).session
     session.compile(lambda path: None)
     assert "set ARK_DIST_CACHE_DIR" in caplog.text
     session.launch()
@@ -247,7 +249,9 @@ def test_without_any_folder_for_the_cache_the_session_stays_new(
 ) -> None:
     (tmp_path / "file").write_text("")
     settings = replace(read_settings(), cache_dir=tmp_path / "file" / "cache")
-    session = open_session(counting().graph, device="cpu", settings=settings, worker_count=1).session
+    session = open_session(
+        counting().graph, device="cpu", settings=settings, worker_count=1
+    ).session
     with monkeypatch.context() as patch:
         patch.setattr("tempfile.tempdir", str(tmp_path / "file" / "temporary"))
         with pytest.raises(CacheError, match="ARK_DIST_CACHE_DIR"):
@@ -279,7 +283,9 @@ def test_all_operators_compile_and_run_with_zig(tmp_path: Path) -> None:
     data = np.random.default_rng(0).uniform(-1, 1, (3, 16)).astype(np.float32)
     found = []
     for device in ("cpu", "numpy"):
-        session = open_session(builder.freeze(), device=device, settings=settings, worker_count=2).session
+        session = open_session(
+            builder.freeze(), device=device, settings=settings, worker_count=2
+        ).session
         session.compile(lambda path: None)
         session.write(x.view, data)
         session.launch()

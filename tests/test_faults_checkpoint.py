@@ -78,7 +78,9 @@ def ranks_do(
 
 def errors_of(done: Finished, ranks: int = 2) -> str:
     """The one error that all ranks raised."""
-    found = dict(re.findall(r"^\[(\d)\] (\w+(?:Error|Lost): .*)$", done.stdout, re.MULTILINE))
+    found: dict[str, str] = dict(
+        re.findall(r"^\[(\d)\] (\w+(?:Error|Lost): .*)$", done.stdout, re.MULTILINE)
+    )
     assert len(found) == ranks, done
     assert len(set(found.values())) == 1, done
     return found["0"]
@@ -228,6 +230,55 @@ def test_a_rank_that_is_killed_while_loading_ends_the_job(tmp_path: Path) -> Non
     done = ranks_do("load", tmp_path / "model", fault="load,rank=1,kind=sigkill")
     assert done.returncode != 0
     assert "fine" not in done.stdout
+
+
+BIG = """
+import json, os, sys
+import numpy as np
+import ark_dist as ark
+from pathlib import Path
+
+size, rows, count = ark.world_size(), 2048, 12
+model, module = ark.Model(), ark.Module()
+x = model.tensor((1, rows))
+for i in range(count):
+    cut = ark.P(None, "tp") if i % 2 == 0 else ark.P("tp", None)
+    setattr(module, f"w{i}", model.parameter((rows, rows), shard=cut))
+    x = model.matmul(x, getattr(module, f"w{i}"))
+tell = lambda text: os.write(1, f"[{ark.rank()}] {text}\\n".encode())
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+def read():
+    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+with ark.Executor(model=model, device="numpy", mesh=ark.Mesh({"tp": size})) as exe:
+    exe.compile()
+    began = read()
+    module.load_state_dict(sys.argv[1])
+    tell(f"load {read() - began} {peak()}")
+    module.save(sys.argv[2])
+    tell(f"save {peak()}")
+"""
+BIG_BYTES, BIG_COUNT = 2048 * 2048 * 4, 12
+# The interpreter with NumPy and MPI, and what is staged.
+REST_BYTES = 150_000_000
+
+
+@pytest.mark.long
+def test_a_rank_needs_room_for_its_part_and_one_tensor(tmp_path: Path) -> None:
+    tensor = np.arange(BIG_BYTES // 4, dtype=np.float32).reshape(2048, 2048)
+    ark.save({f"w{i}": tensor + i for i in range(BIG_COUNT)}, f"{tmp_path}/model/")
+    done = run_mpi(4, BIG, f"{tmp_path}/model/", f"{tmp_path}/copy/", timeout_s=LIMIT_S)
+    loads = re.findall(r"load (\d+) (\d+)$", done.stdout, re.MULTILINE)
+    saves = re.findall(r"save (\d+)$", done.stdout, re.MULTILINE)
+    assert len(loads) == len(saves) == 4, done
+    total, part = BIG_BYTES * BIG_COUNT, BIG_BYTES * BIG_COUNT // 4
+    assert sum(int(read) for read, _ in loads) <= 1.1 * total
+    assert all(int(peak) <= part + BIG_BYTES + REST_BYTES for _, peak in loads)
+    assert all(int(peak) <= part + 2 * BIG_BYTES + REST_BYTES for peak in saves)
+    with ark.open_checkpoint(tmp_path / "copy", verify=True):
+        got = ark.load(tmp_path / "copy")
+    assert all(np.array_equal(got[f"w{i}"], tensor + i) for i in range(BIG_COUNT))
 
 
 # --- saving -----------------------------------------------------------------------------------

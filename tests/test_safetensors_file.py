@@ -186,5 +186,5 @@ def test_a_read_error_of_the_system_is_a_checkpoint_error(
 
     with open_checkpoint(write_file(tmp_path / "x", {"a": FOUR}, bytes(4))) as file:
         monkeypatch.setattr(os, "preadv", fail)
-        with pytest.raises(CheckpointError, match="reading at byte .*Input/output error"):
+        with pytest.raises(CheckpointError, match=r"reading at byte .*Input/output error"):
             read_all(file)

@@ -24,7 +24,7 @@ class Where:
     task: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Flags:
     """Who raises and awaits the flags of one method, each found once.
 

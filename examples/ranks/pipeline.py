@@ -42,5 +42,6 @@ with ark.Executor(model=model, mesh=mesh) as exe:
     found = results.to_numpy()[0]
     expected = np.maximum(inputs @ first_np, 0) @ second_np
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-3)
-    print(f"rank {ark.rank()} of {ark.world_size()}: max error {np.abs(found - expected).max():.1e}")
+    error = np.abs(found - expected).max()
+    print(f"rank {ark.rank()} of {ark.world_size()}: max error {error:.1e}")
     exe.stop()

@@ -39,6 +39,8 @@ from ark_dist.launch.trace import TraceEvent, add_to_trace_file, read_together
 SLICE_S = 0.1
 # The first time it does so earlier where there are other ranks, to see how they are.
 FIRST_SLICE_S = 1e-3
+# Whoever is told to end has no time for more rows of the trace.
+LEAVE_TRACE_ROWS = 1 << 10
 # Tasks that a trace keeps per worker: the last ones; a power of 2.
 TRACE_ROWS = 1 << 16
 # How long an aborted kernel may take when the process exits, and how often it is looked at.
@@ -208,6 +210,8 @@ class CpuDevice:
                     break
                 time.sleep(LEAVE_PAUSE_S)
         self._link.memory.leave()
+        if blocks is not None:
+            self._write_trace(blocks, most=LEAVE_TRACE_ROWS)
 
     def stop(self) -> None:
         """Let the workers leave and the memory go; commands that are not done are dropped."""
@@ -240,19 +244,19 @@ class CpuDevice:
         # The quickest of several looks: ranks compare times of a fraction of a microsecond.
         return read_together(self._library.ark_kernel_ticks, time.monotonic_ns)
 
-    def _write_trace(self, blocks: Blocks) -> None:
+    def _write_trace(self, blocks: Blocks, most: int = TRACE_ROWS) -> None:
         path = self._settings.trace_path
         if path is None:
             return
-        events = self._trace(blocks)
+        events = self._trace(blocks, most)
         if self._rank_trace is None:
             add_to_trace_file(path, self.plan, events)
         else:
             is_complete = int(blocks.control["abort"][0]) == abi.RUNNING
             self._rank_trace.write(events, is_complete=is_complete)
 
-    def _trace(self, blocks: Blocks) -> list[TraceEvent]:
-        """The last tasks of every worker, oldest first."""
+    def _trace(self, blocks: Blocks, most: int) -> list[TraceEvent]:
+        """The last tasks of every worker, at most so many of each, oldest first."""
         ticks, now_ns = self._clocks()
         ticks_0, start_ns = self._clock_start
         ns_per_tick = (now_ns - start_ns) / max(ticks - ticks_0, 1)
@@ -260,7 +264,7 @@ class CpuDevice:
         for worker in range(self.plan.target.worker_count):
             count = int(blocks.trace_counts["value"][worker])
             first = worker * self._trace_rows
-            for number in range(max(0, count - self._trace_rows), count):
+            for number in range(max(0, count - min(most, self._trace_rows)), count):
                 row = blocks.traces[first + number % self._trace_rows]
                 times = (
                     start_ns + int((int(row[name]) - ticks_0) * ns_per_tick)
