@@ -175,7 +175,7 @@ def test_row_62_changed_bytes_are_read_or_refused(name: str) -> None:
     ],
 )
 def test_row_62_what_can_not_be_is_refused(name: str, value: object) -> None:
-    with pytest.raises(CommError, match="rank 1 sent what can't be read: .*same ark_dist"):
+    with pytest.raises(CommError, match=r"rank 1 sent what can't be read: .*same ark_dist"):
         READERS[name][0](msgpack.packb(value))
 
 
