@@ -10,14 +10,18 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from ark_dist.core.graph import Graph
+from ark_dist.core.layout import MeshShape, P
+from ark_dist.core.plan import Plan
 from ark_dist.core.settings import child_environment
-from ark_dist.core.target import Target, wide_target
+from ark_dist.core.target import Target, topology_of, wide_target
 from ark_dist.core.task import Task
 from ark_dist.executor import Executor
 from ark_dist.launch.mpirun import mpirun_command, mpirun_environment, require_mpirun
 from ark_dist.model import Model
 from ark_dist.scheduler.deps import Edges
 from ark_dist.scheduler.order import Queues, earliest_finish
+from ark_dist.scheduler.partition import partition
 from ark_dist.scheduler.plan import PlanOptions, make_plan
 from ark_dist.tensors import Tensor
 
@@ -80,7 +84,7 @@ def startup() -> list[Row]:
 
 
 def planning() -> list[Row]:
-    """Seconds and memory, each in a new process, to plan a large model for a GPU."""
+    """Seconds and memory, each in a new process, to cut and plan a large model for one GPU of 8."""
     rows = []
     for kind in ("cuda", "null"):
         code = f"from ark_dist.benchmarks import planning_cost; planning_cost({kind!r})"
@@ -191,53 +195,61 @@ def startup_seconds() -> None:
     print(f"load and first run={done - compiled}")
 
 
-def llama_rank(layers: int = 80, *, ranks: int = 8, positions: int = 4096) -> Model:
-    """One rank's part of a decode step of Llama 3 70B, cut over `ranks`; batch 1, KV cache.
+def llama_70b(layers: int = 80, *, positions: int = 4096) -> Model:
+    """A decode step of Llama 3 70B, its weights cut over the axis "tp"; batch 1, KV cache.
 
-    Sizes: Grattafiori et al. 2024. Where the ranks' parts would be summed stands a sum of one.
+    Sizes: Grattafiori et al. 2024.
     """
     width, depth, rows = 8192, 128, 128256
-    heads, groups, inner = 64 // ranks, 8 // ranks, 28672 // ranks
+    heads, groups, inner = 64, 8, 28672
+    by_rows, by_columns = P("tp", None), P(None, "tp")
     model = Model("llama_3_70b")
     position = model.state(1, "int32", name="position")
     length = model.add(position, 1)
     table = model.parameter((positions, depth), "fp32", name="rope")
     token = model.tensor((1, 1), "int32", name="token")
 
-    def product(x: Tensor, size: int) -> Tensor:
-        weight = model.parameter((size, x.shape[-1]), "bf16")
+    def product(x: Tensor, size: int, shard: P) -> Tensor:
+        weight = model.parameter((size, x.shape[-1]), "bf16", shard=shard)
         return model.matmul(x, weight, transpose_other=True)
 
     def norm(x: Tensor) -> Tensor:
         return model.rmsnorm(x, model.parameter(width, "bf16"), eps=1e-5)
 
-    def summed(x: Tensor) -> Tensor:
-        return model.reduce_sum(x.reshape((1, 1, 1, width)), axis=0, keepdims=False)
+    def split(x: Tensor, count: int) -> Tensor:
+        return product(x, count * depth, by_rows).reshape((1, 1, count, depth))
 
     def cached(x: Tensor) -> Tensor:
         cache = model.state((1, positions, groups, depth), "bf16")
         return model.scatter(cache, x, position, axis=1, output=cache)
 
-    x = summed(model.embedding(token, model.parameter((rows, width), "bf16")))
+    x = model.embedding(token, model.parameter((rows, width), "bf16", shard=by_rows))
     for _ in range(layers):
         y = norm(x)
-        q, k, v = (product(y, n * depth).reshape((1, 1, n, depth)) for n in (heads, groups, groups))
+        q, k, v = (split(y, n) for n in (heads, groups, groups))
         q, k = (model.rope(part, table, position, interleaved=False) for part in (q, k))
         mixed = model.attention(q, cached(k), cached(v), length).reshape((1, 1, heads * depth))
-        x = model.add(x, summed(product(mixed, width)))
+        x = model.add(x, product(mixed, width, by_columns))
         y = norm(x)
-        gated = product(y, inner).silu().mul(product(y, inner))
-        x = model.add(x, summed(product(gated, width)))
-    product(norm(x), rows // ranks)
+        gated = product(y, inner, by_rows).silu().mul(product(y, inner, by_rows))
+        x = model.add(x, product(gated, width, by_columns))
+    product(norm(x), rows, by_rows)
     model.copy(length, output=position)
     return model
 
 
+def planned_rank(graph: Graph, kind: str, *, ranks: int = 8) -> Plan:
+    """Cut a graph over the axis "tp" and plan the first rank's part for a GPU."""
+    topology = topology_of((0,) * ranks)
+    part = partition(graph, MeshShape((("tp", ranks),)), 0, topology)
+    return make_plan(part.graph, wide_target(GPU_WORKERS, kind=kind), topology=topology)
+
+
 def planning_cost(kind: str) -> None:
     """Print how many seconds a plan takes to make, and the most memory of this process."""
-    graph = llama_rank().freeze()
+    graph = llama_70b().freeze()
     began = time.perf_counter()
-    make_plan(graph, wide_target(GPU_WORKERS, kind=kind))
+    planned_rank(graph, kind)
     print(f"s={time.perf_counter() - began}")
     print(f"MB={resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}")
 

@@ -98,7 +98,7 @@ def outcome(rank: int, code: int | None, when: float, error: str = "") -> Outcom
     """How a rank ended, with an error file if the error has a name."""
     record: Record = {"time": when, "code": code, "type": error}
     record["is_consequence"] = error == "PeerLost"
-    return Outcome(rank, "host", 1, code, False, when, record if error else None, ())
+    return Outcome(rank, "host", 1, code, "", when, record if error else None, ())
 
 
 def test_the_earliest_failure_of_its_own_is_the_cause() -> None:

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from ark_dist.benchmarks import llama_rank
+from ark_dist.benchmarks import llama_70b, planned_rank
 from ark_dist.core import verify_tasks
 from ark_dist.core.dtype import DTYPES
 from ark_dist.core.graph import Buffer, Graph, Node
 from ark_dist.core.likeness import Likeness, likeness
-from ark_dist.core.plan import ARENAS, Plan
+from ark_dist.core.plan import ARENAS, Method, Plan
 from ark_dist.core.target import Target, cpu_target, wide_target
 from ark_dist.core.task import Group, Task
 from ark_dist.core.verify_plan import plan_problems
@@ -226,16 +226,26 @@ def test_a_rank_of_llama_3_70b_can_be_planned_for_a_gpu(kind: str) -> None:
     assert len(plan.methods[0].tasks) > 50_000
 
 
+def is_message(plan: Plan, method: Method, group: Group) -> bool:
+    """Whether a group is a handshake, or reads or writes memory of other ranks."""
+    nodes = [method.nodes[n] for n in group.nodes]
+    touched = {view.buffer for node in nodes for view in (*node.inputs, node.output)}
+    is_far = any(plan.buffers[b].kind == "peer" for b in touched)
+    return is_far or nodes[-1].op == "handshake"
+
+
 def check_llama(layers: int, kind: str) -> Plan:
     """Plan one rank's part; making a plan proves its order, memory and progress."""
-    plan = make_plan(llama_rank(layers).freeze(), wide_target(132, kind=kind))
+    plan = planned_rank(llama_70b(layers).freeze(), kind)
     (method,) = plan.methods
     assert all(method.queues)
     # A wait per task: counters count groups, and most dependencies imply the others.
-    assert sum(map(len, method.waits)) < 1.2 * len(method.tasks)
-    forms = [likeness(g, method.nodes, plan.buffers).form for g in method.groups]
+    assert sum(map(len, method.waits)) < 1.3 * len(method.tasks)
+    # Messages have names of their own in every layer.
+    alike = [g for g in method.groups if not is_message(plan, method, g)]
+    forms = [likeness(g, method.nodes, plan.buffers).form for g in alike]
     per_layer = [n for n in Counter(forms).values() if n % layers == 0]
-    assert sum(per_layer) > 0.9 * len(forms)
+    assert sum(per_layer) > 0.8 * len(forms)
     sizes = dict(zip(ARENAS, plan.arena_bytes, strict=True))
     caches = layers * 2 * 4096 * 128 * 2
     assert caches <= sizes["state"] < caches + 4096
