@@ -21,6 +21,7 @@ from ark_dist.launch.devices.cupy_gpu import gpu_properties
 from ark_dist.launch.devices.emulated import EmulatedDevice
 from ark_dist.launch.devices.null import NullDevice
 from ark_dist.launch.devices.numpy import NumpyDevice
+from ark_dist.launch.memory_limit import check_fits, machine_bytes
 from ark_dist.launch.session import Session, SessionOptions
 from ark_dist.launch.shares import Shares
 from ark_dist.scheduler.partition import partition
@@ -39,6 +40,8 @@ DEVICES: dict[str, DeviceFactory] = {
     "emulated": lambda plan, settings, gpu_id, ranks: EmulatedDevice(plan, settings),
 }
 # Devices that can run one of several ranks.
+# Devices that allocate nothing in the machine's memory.
+UNBOUNDED_DEVICES = ("cuda", "null")
 RANKED_DEVICES = ("cpu", "numpy")
 # CTAs of an emulated GPU, unless somebody asks for another number.
 EMULATED_WORKERS = 4
@@ -133,6 +136,9 @@ def open_session(
             own, shares = cut.graph, dict(cut.shares)
         check_agreement(own, communicator)
     plan = make_plan(own, target, options, rank=rank, topology=topology)
+    if device not in UNBOUNDED_DEVICES:
+        share = machine_bytes() // _ranks_here(communicator)
+        check_fits(plan, settings.memory_bytes or share)
     runner = DEVICES[device](plan, settings, gpu_id, communicator)
     session = Session(plan, runner, SessionOptions(timeout_s=settings.timeout_s))
     if communicator is None or mesh is None:

@@ -117,6 +117,7 @@ class Settings:
         log_level: level of the logger `ark_dist`.
         trace_path: file that every kernel adds the trace of its tasks to; None is off.
         log_dir: folder of the ranks' error files and logs; None means one in the temporary folder.
+        memory_bytes: what a rank's arenas may take; None means its share of the machine's memory.
         faults: what to break on purpose, for tests.
         nccl: NCCL's library file; None means the one that is installed.
     """
@@ -133,6 +134,7 @@ class Settings:
     log_dir: Path | None = None
     faults: tuple[Fault, ...] = ()
     nccl: str | None = None
+    memory_bytes: int | None = None
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -155,6 +157,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         log_dir=Path(env["ARK_DIST_LOG_DIR"]) if env.get("ARK_DIST_LOG_DIR") else None,
         faults=read_faults(env),
         nccl=env.get("ARK_DIST_NCCL") or None,
+        memory_bytes=_bytes(env, "ARK_DIST_MEMORY"),
     )
 
 
@@ -197,6 +200,15 @@ def launcher_environment(**changes: str) -> dict[str, str]:
 def child_environment(**changes: str) -> dict[str, str]:
     """The environment for a child process: this one's, with changes."""
     return {**os.environ, **changes}
+
+
+def _bytes(env: Mapping[str, str], name: str) -> int | None:
+    text = env.get(name)
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise SettingsError(f"{name} is {text!r}; it must be a whole number of bytes, 1 or more")
+    return int(text)
 
 
 def _count(env: Mapping[str, str], name: str) -> int | None:
