@@ -10,6 +10,8 @@ from ark_dist.core.message import Call
 
 # What one rank may send at most; lists and texts in it can't be longer either.
 MAX_BYTES = 1 << 28
+# Of a 64-bit integer.
+MAX_DIGITS = 19
 WORD_BYTES = 8
 Range = tuple[int, int]
 
@@ -60,6 +62,14 @@ def read_said(data: bytes, rank: int, world_size: int) -> Said:
 def read_names(data: bytes, rank: int) -> list[str]:
     """Read a list of names."""
     return [_text(name, rank) for name in _list(_unpacked(data, rank), rank)]
+
+
+def read_integer(data: bytes, rank: int) -> int:
+    """Read an integer, in digits."""
+    digits = data.removeprefix(b"-")
+    if not (digits.isdigit() and len(digits) <= MAX_DIGITS):
+        raise _bad(rank, f"{data[:30]!r} is no integer")
+    return int(data)
 
 
 def read_rank(data: bytes, rank: int, world_size: int) -> int:

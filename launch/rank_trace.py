@@ -9,10 +9,14 @@ import msgpack
 
 from ark_dist.comm.communicator import Communicator
 from ark_dist.core.plan import Plan
+from ark_dist.launch.peer_data import read_names
 from ark_dist.launch.trace import Row, TraceEvent, metadata, slices
 from ark_dist.launch.trace_clock import SharedClock
 from ark_dist.launch.trace_flows import flows
 from ark_dist.launch.trace_merge import RankPart, merge, read_part, write_part
+
+# What a rank that traces says: its process, and the program's number.
+NAMES = ("run", "program")
 
 
 class RankTrace:
@@ -24,10 +28,10 @@ class RankTrace:
         self._path = path
         self._launches = 0
         self._first_tid: int | None = None
-        mine = [] if path is None else [_process_name(), uuid.uuid4().hex]
+        mine: list[str] = [] if path is None else [_process_name(), uuid.uuid4().hex]
         packed = communicator.all_gather_bytes(msgpack.packb(mine))
-        said: list[list[str]] = [msgpack.unpackb(data) for data in packed]
-        named = [names for names in said if names]
+        said = [read_names(data, rank) for rank, data in enumerate(packed)]
+        named = [names for names in said if len(names) == len(NAMES)]
         self._run, self._program = named[0] if named else ("", "")
         # All or none: the clocks are compared by messages.
         self._clock = SharedClock(communicator) if len(named) == len(said) else None

@@ -7,6 +7,7 @@ import numpy as np
 
 from ark_dist.comm.communicator import Communicator
 from ark_dist.core.errors import CommError
+from ark_dist.launch.peer_data import read_integer, read_rank
 
 # The quickest round trip tells the most; more than these hardly find a quicker one.
 ROUND_TRIPS = 16
@@ -32,7 +33,8 @@ class SharedClock:
         if len(communicator.node_ranks) < communicator.size:
             self._communicator = communicator.dup()
             mine = str(min(communicator.node_ranks)).encode()
-            self._leaders = [int(name) for name in communicator.all_gather_bytes(mine)]
+            said = enumerate(communicator.all_gather_bytes(mine))
+            self._leaders = [read_rank(name, rank, communicator.size) for rank, name in said]
 
     def measure(self, limit_s: float = LIMIT_S) -> None:
         """Measure the offset anew; it stays as it was if another rank does not come in time."""
@@ -55,7 +57,8 @@ class SharedClock:
             elif rank == leader:
                 own = self._asked(communicator, left_s)
         said = communicator.all_gather_bytes(str(own).encode(), timeout_s=left_s())
-        return int(said[self._leaders[rank]])
+        leader = self._leaders[rank]
+        return read_integer(said[leader], leader)
 
     def _answer(self, communicator: Communicator, leader: int, left_s: Callable[[], float]) -> None:
         word = np.zeros(1, np.int64)
