@@ -4,7 +4,7 @@ from math import prod
 
 import numpy as np
 
-from ark_dist.core.dtype import NUMBERS, UINT8
+from ark_dist.core.dtype import UINT8
 from ark_dist.core.graph import freeze_attrs
 from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, Step, register
 from ark_dist.core.shape import Box, full_box
@@ -16,12 +16,17 @@ ALL = freeze_attrs({"axis": None, "keepdims": True})
 
 
 def check_op(
-    name: str, summary: str, arguments: tuple[Argument, ...], failure: str, steps: tuple[Step, ...]
+    name: str,
+    summary: str,
+    arguments: tuple[Argument, ...],
+    dtypes: tuple[str, ...],
+    failure: str,
+    steps: tuple[Step, ...],
 ) -> Op:
     """Register a check; `steps` bring its tensors down to one number, which must be 0."""
 
     def infer(specs: Specs, attrs: Attrs) -> Spec:
-        check_dtypes(name, NUMBERS, specs)
+        check_dtypes(name, dtypes, specs)
         return Spec((1,), UINT8)
 
     def in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...]:
@@ -48,7 +53,7 @@ def check_op(
             name=name,
             summary=summary,
             arguments=arguments,
-            dtypes=NUMBERS,
+            dtypes=dtypes,
             infer=infer,
             view=None,
             in_boxes=in_boxes,

@@ -193,6 +193,10 @@ def _add_control(builder: GraphBuilder, dtype: str) -> None:
     builder.keep(builder.apply("copy", [state]))
     if dtype in OPS["stop_when"].dtypes:
         builder.apply("stop_when", [state])
+    x, y = (builder.tensor((3, 40), dtype) for _ in range(2))
+    for op, inputs in (("check_finite", [x]), ("check_equal", [x, y])):
+        if dtype in OPS[op].dtypes:
+            builder.keep(builder.apply(op, inputs))
 
 
 # Families of operators on floats that have rules of their own.

@@ -1,5 +1,6 @@
 """Fail where a tensor has a value that is not finite."""
 
+from ark_dist.core.dtype import FLOATS
 from ark_dist.core.graph import freeze_attrs
 from ark_dist.core.op import Step
 from ark_dist.kernels.checks import ALL, check_op
@@ -12,6 +13,7 @@ check_op(
     "check_finite",
     "Fail if a value of `input` is NaN or infinite.",
     (INPUT,),
+    FLOATS,
     "a value is NaN or infinite",
     STEPS,
 )
