@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from ark_dist.comm.communicator import Communicator
 from ark_dist.comm.inproc import inproc_world
+from ark_dist.core.errors import CommError
 
 _T = TypeVar("_T")
 LIMIT_S = 120.0
@@ -30,5 +31,7 @@ def on_ranks(size: int, work: Callable[[Communicator], _T]) -> list[_T]:
         thread.join(LIMIT_S)
         assert not thread.is_alive(), "a rank did not finish"
     if errors:
-        raise errors[min(errors)]
+        # What a rank met by itself comes before what others make of its end.
+        own = [rank for rank, error in sorted(errors.items()) if not isinstance(error, CommError)]
+        raise errors[own[0] if own else min(errors)]
     return [results[rank] for rank in range(size)]

@@ -1,13 +1,17 @@
 """Check what an operator is called with, and fill in what its caller does not give."""
 
 import ast
+import threading
 from collections.abc import Iterable
+from functools import cache
 
 from ark_dist.core.graph import Node
 from ark_dist.core.layout import P
 from ark_dist.core.op import AttrValue, Op
 from ark_dist.core.shape import Shape, as_shape
 from ark_dist.core.view import Spec, View
+
+_PARSING = threading.Lock()
 
 
 def check_count(op: Op, count: int) -> None:
@@ -58,10 +62,19 @@ def check_stage(stage: object) -> None:
         raise ValueError(f"stage: {stage} is no stage; the first one is 0")
 
 
+@cache
+def _literal(text: str) -> AttrValue:
+    """The value of a default."""
+    # Python 3.11's parser fails now and then if two threads use it at once.
+    with _PARSING:
+        value: AttrValue = ast.literal_eval(text)
+        return value
+
+
 def default_attributes(op: Op) -> dict[str, AttrValue]:
     """The attributes that need not be given."""
     return {
-        argument.name: ast.literal_eval(argument.default)
+        argument.name: _literal(argument.default)
         for argument in op.arguments
         if argument.default is not None
         and not argument.is_tensor
