@@ -36,6 +36,9 @@ CHECKED_ITERATIONS = 20
 ROWS, WIDTH, HIDDEN = 64, 512, 2048
 MLP_ITERATIONS = 200
 
+# Elements and iterations -> a call that returns seconds.
+Gloo = Callable[[int, int], Callable[[], float]]
+
 
 def main(name: str) -> None:
     """Measure on this rank; rank 0 prints."""
@@ -48,8 +51,12 @@ def main(name: str) -> None:
 
 def all_reduce(communicator: Communicator) -> list[dict[str, object]]:
     """Time ours, mpi4py's and gloo's in turn, each rewriting its input before every call."""
+    with tempfile.TemporaryDirectory(prefix="ark_dist-gloo-") as folder:
+        return _all_reduce_rows(communicator, _gloo(communicator, folder))
+
+
+def _all_reduce_rows(communicator: Communicator, gloo: Gloo | None) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    gloo = _gloo(communicator)
     for size_bytes, iterations in SIZES:
         count, fewer = size_bytes // 4, max(iterations // 10, 5)
         _check(communicator, count)
@@ -187,8 +194,8 @@ def _floor_call(communicator: Communicator, size_bytes: int, rounds: int) -> Cal
     return call
 
 
-def _gloo(communicator: Communicator) -> Callable[[int, int], Callable[[], float]] | None:
-    """Make calls of torch's gloo backend; None where torch is not there."""
+def _gloo(communicator: Communicator, folder: str) -> Gloo | None:
+    """Make calls of torch's gloo backend, which meets in rank 0's folder; None without torch."""
     try:
         import torch  # type: ignore[import-not-found,unused-ignore]  # optional: a peer
         import torch.distributed as distributed  # type: ignore[import-not-found,unused-ignore]
@@ -197,8 +204,7 @@ def _gloo(communicator: Communicator) -> Callable[[int, int], Callable[[], float
             print("torch is not installed: no comparison with gloo", file=sys.stderr)
         return None
     torch.set_num_threads(1)
-    folder = tempfile.mkdtemp() if communicator.rank == 0 else ""
-    shared = communicator.broadcast_bytes(folder.encode() if folder else None)
+    shared = communicator.broadcast_bytes(folder.encode())
     distributed.init_process_group(
         "gloo",
         init_method=f"file://{shared.decode()}/store",

@@ -272,6 +272,57 @@ def no_reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
     raise AssertionError("views have no tasks")
 
 
+def control_op(
+    name: str,
+    summary: str,
+    arguments: tuple[Argument, ...],
+    dtypes: tuple[str, ...],
+    result: Spec,
+    effect: str,
+    function: str,
+) -> Op:
+    """Register an operator that computes nothing: its kernel, or its host, does something."""
+
+    def infer(specs: Specs, attrs: Attrs) -> Spec:
+        return result
+
+    def in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...]:
+        return tuple(full_box(spec.shape) for spec in specs)
+
+    def reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
+        raise AssertionError(f"{name} computes nothing; devices do it themselves")
+
+    def tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
+        return (full_box(out.shape),)
+
+    def cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
+        return Cost(0, 0)
+
+    return register(
+        Op(
+            name=name,
+            summary=summary,
+            arguments=arguments,
+            dtypes=dtypes,
+            infer=infer,
+            view=None,
+            in_boxes=in_boxes,
+            reference=reference,
+            tiles=tiles,
+            cost=cost,
+            sharding=None,
+            localize=None,
+            gradient=None,
+            effect=effect,
+            kernel=Kernel("control", function),
+            expand=None,
+            parts=None,
+            pieces=None,
+            is_public=False,
+        )
+    )
+
+
 def view_op(
     name: str,
     summary: str,

@@ -31,6 +31,9 @@ Memory = npt.NDArray[np.void]
 NEW, READY, LEFT, FAILED = range(4)
 # How often a rank that waits looks at the processes of the others.
 LOOK_EVERY_S = 0.05
+# How long a kernel may compute on after a neighbour's death, so that the error can say what it
+# waits for.
+LAST_WORDS_S = 0.5
 # What ranks on other nodes say of their memory is not used here.
 UNSEEN_BYTES = 1 << 62
 COMMAND_TEXT_BYTES = 120
@@ -90,6 +93,7 @@ class RankMemory:
         self._error: ArkError | None = None
         self._compared = dict.fromkeys(self._neighbours(), 0)
         self._look_at = 0.0
+        self._gone_at: dict[int, float] = {}
         self.board["pid"], self.board["start"] = process_id()
 
     def _check_exports(self) -> None:
@@ -278,7 +282,9 @@ class RankMemory:
                     waits(),
                 )
             if is_look and state != NEW and self._state(rank) == GONE:
-                raise self._lost(rank, f"(pid {int(board['pid'])}) ended without a word", waits())
+                text, since = waits(), self._gone_at.setdefault(rank, now)
+                if text or now >= since + LAST_WORDS_S:
+                    raise self._lost(rank, f"(pid {int(board['pid'])}) ended without a word", text)
 
     def stopped(self) -> str:
         """Say which neighbours' processes are stopped; "" if none is."""
