@@ -16,6 +16,7 @@ from ark_dist.kernels.chain import (
     compute_type,
     literals,
 )
+from ark_dist.kernels.cpu_nest import Call
 from ark_dist.kernels.cuda_matmul import is_streamed, matmul_call
 from ark_dist.kernels.cuda_nest import (
     Element,
@@ -25,7 +26,7 @@ from ark_dist.kernels.cuda_nest import (
     nest_of,
     row_lines,
 )
-from ark_dist.kernels.frames import Call, offsets, reduced_loops, tile_lines, with_absent
+from ark_dist.kernels.frames import offsets, reduced_loops, tile_lines, with_absent
 from ark_dist.kernels.lower import Lowered, Nest, Operand, row_axis
 from ark_dist.kernels.text import scratch_limit
 

@@ -7,6 +7,7 @@ from ark_dist.core.graph import Node
 from ark_dist.core.op import OPS
 from ark_dist.core.shape import Box, box_shape
 from ark_dist.kernels.chain import chain_lines, literals
+from ark_dist.kernels.cpu_nest import Call, Stretch
 from ark_dist.kernels.cuda_nest import (
     Element,
     block,
@@ -16,7 +17,7 @@ from ark_dist.kernels.cuda_nest import (
     nest_of,
     row_lines,
 )
-from ark_dist.kernels.frames import Call, Stretch, offsets
+from ark_dist.kernels.frames import offsets
 from ark_dist.kernels.lower import Lowered, Nest, matrix_strides
 from ark_dist.kernels.stream import COPY_BYTES, cut_weights, segments
 from ark_dist.kernels.text import SLOT_BYTES

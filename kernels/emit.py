@@ -14,8 +14,9 @@ from ark_dist.core.plan import ARENAS, Method, Plan, own_flags, peer_buffers
 from ark_dist.core.shape import Box
 from ark_dist.core.source import Source
 from ark_dist.core.task import Group, Task
+from ark_dist.kernels.cpu_nest import Call, Stretch
 from ark_dist.kernels.cuda_frames import cuda_call_key, write_cuda_call
-from ark_dist.kernels.frames import Call, Stretch, call_key, offsets, write_call
+from ark_dist.kernels.frames import call_key, offsets, write_call
 from ark_dist.kernels.lower import Lowered, lower
 from ark_dist.kernels.text import SHARED_BYTES, Parts, cpu_text, cuda_text
 

@@ -1,0 +1,91 @@
+"""Write the CPU task function of a matmul with its norm before and its chain behind."""
+
+from collections.abc import Sequence
+
+from ark_dist.core.op import OPS
+from ark_dist.core.shape import Box, box_shape
+from ark_dist.kernels.chain import STRIDED, chain_lines, literals, stride_kind
+from ark_dist.kernels.cpu_nest import Call, anchor_of, function, loop, outer, pointers_of
+from ark_dist.kernels.lower import Lowered, collapse, matrix_strides
+
+# Integers that ark_matmul_params reads, before the operands' strides.
+MATMUL_EXTRAS = 7
+# ARK_MATMUL_SCRATCH in matmul.h, where a static_assert holds the two together.
+MATMUL_SCRATCH_ELEMS = 72 * 256 + 256 * 128 + 72 * 128
+
+
+def matmul_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
+    """The function of a tile of a matmul, and its parameters."""
+    anchor = anchor_of(lowered)
+    m_dim, n_dim = len(box) - 2, len(box) - 1
+    nest = collapse(*outer(lowered, box, (m_dim, n_dim)))
+    m, n = box_shape(box)[m_dim:]
+    count = len(lowered.operands)
+    a, b = lowered.operands[0].view, anchor.inputs[1]
+    is_turned = anchor.attributes["transpose_input"]
+    a_m, a_k = matrix_strides(a, is_turned)
+    b_k, b_n = matrix_strides(b, anchor.attributes["transpose_other"])
+    k = a.shape[-2] if is_turned else a.shape[-1]
+    rows = [o.strides[m_dim] for o in lowered.operands]
+    columns = [o.strides[n_dim] for o in lowered.operands]
+    lines = _matmul_epilogue(lowered, columns, n)
+    prologue_lines, prologue = _matmul_prologue(lowered)
+    lines += prologue_lines
+    a_type, b_type = a.dtype.c_name, b.dtype.c_name
+    lines += [
+        f"ark_matmul(call.scratch, loop.at<const {a_type}>(call, 0),",
+        f"           loop.at<const {b_type}>(call, 1), ark_matmul_params(loop.extra),",
+        f"           {prologue}, epilogue);",
+    ]
+    norm_inputs = lowered.prologue.inputs[1:] if lowered.prologue is not None else ()
+    along = (view.strides[0] for view in norm_inputs)
+    params = (*nest.params, m, n, k, a_m, a_k, b_k, b_n, *rows, *columns, *along)
+    return Call(function(count, lines), params, MATMUL_SCRATCH_ELEMS)
+
+
+def _matmul_epilogue(lowered: Lowered, columns: Sequence[int], n: int) -> list[str]:
+    """A lambda that takes a piece of one finished row through the chain."""
+    by_operand, pointers = pointers_of(lowered, columns, n)
+    is_relu = anchor_of(lowered).attributes["is_relu"]
+    value = "ark_matmul_relu(sums[j - j0])" if is_relu else "sums[j - j0]"
+    count = len(pointers)
+    lines = ["const auto epilogue = [&](int64_t i, int64_t j0, const float* sums, int64_t n) {"]
+    for pointer in pointers[lowered.chain_start :]:
+        const = "" if pointer.index == count - 1 else "const "
+        c_name = pointer.dtype.c_name
+        lines.append(
+            f"  {const}{c_name}* {pointer.name} = loop.at<{const}{c_name}>(call, "
+            f"{pointer.index}) + i * loop.extra[{MATMUL_EXTRAS + pointer.index}];"
+        )
+        if pointer.kind == STRIDED:
+            stride = MATMUL_EXTRAS + count + pointer.index
+            lines.append(f"  const int64_t s{pointer.index} = loop.extra[{stride}];")
+    body = loop(chain_lines(lowered, by_operand, value, "j"), "j0 + n", start="j0")
+    return [*lines, *(f"  {line}" for line in body), "};"]
+
+
+def _matmul_prologue(lowered: Lowered) -> tuple[list[str], str]:
+    """Lines, and the prologue's expression."""
+    norm = lowered.prologue
+    if norm is None:
+        return [], "ark_matmul_no_prologue{}"
+    kernel = OPS[norm.op].kernel
+    assert kernel is not None
+    arguments = ", ".join(["team", "row", "n", *literals(norm)])
+    lines = [
+        "const ark_team team;",
+        "const auto norm = [&](const auto& row, int64_t n) {",
+        f"  return {kernel.function}_prologue({arguments});",
+        "};",
+    ]
+    first_stride = MATMUL_EXTRAS + 2 * len(lowered.operands)
+    along = ["ark_absent{}", "ark_absent{}"]
+    for k, view in enumerate(norm.inputs[1:]):
+        kind = stride_kind(view.strides[0], view.shape[0])
+        stride = f"loop.extra[{first_stride + k}]" if kind == STRIDED else kind
+        data = f"loop.at<const {view.dtype.c_name}>(call, {2 + k})"
+        along[k] = f"ark_row<{view.dtype.c_name}>{{{data}, {stride}}}"
+    for name, vector in zip(("weight", "bias"), along, strict=True):
+        lines.append(f"const auto {name} = {vector};")
+    types = ", ".join(f"decltype({name})" for name in ("norm", "weight", "bias"))
+    return lines, f"ark_matmul_norm<{types}>{{norm, weight, bias}}"
