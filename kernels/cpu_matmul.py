@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ark_dist.core.op import OPS
 from ark_dist.core.shape import Box, box_shape
 from ark_dist.kernels.chain import STRIDED, chain_lines, literals, stride_kind
-from ark_dist.kernels.cpu_nest import Call, anchor_of, function, loop, outer, pointers_of
+from ark_dist.kernels.cpu_nest import Call, anchor_of, function, loop, outer_loops, pointers_of
 from ark_dist.kernels.lower import Lowered, collapse, matrix_strides
 
 # Integers that ark_matmul_params reads, before the operands' strides.
@@ -18,7 +18,7 @@ def matmul_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Cal
     """The function of a tile of a matmul, and its parameters."""
     anchor = anchor_of(lowered)
     m_dim, n_dim = len(box) - 2, len(box) - 1
-    nest = collapse(*outer(lowered, box, (m_dim, n_dim)))
+    nest = collapse(*outer_loops(lowered, box, (m_dim, n_dim)))
     m, n = box_shape(box)[m_dim:]
     count = len(lowered.operands)
     a, b = lowered.operands[0].view, anchor.inputs[1]

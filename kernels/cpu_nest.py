@@ -47,7 +47,7 @@ class Stretch:
     pitch_bytes: int
 
 
-def outer(lowered: Lowered, box: Box, inner: Sequence[int]) -> tuple[list[int], list[Shape]]:
+def outer_loops(lowered: Lowered, box: Box, inner: Sequence[int]) -> tuple[list[int], list[Shape]]:
     """Extents of the output dimensions outside `inner`, and the operands' strides along them."""
     sizes = box_shape(box)
     dims = [d for d in range(len(sizes)) if d not in inner]

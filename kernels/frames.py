@@ -20,7 +20,7 @@ from ark_dist.kernels.cpu_nest import (
     declare,
     function,
     loop,
-    outer,
+    outer_loops,
     pointers_of,
     team_loop,
 )
@@ -59,7 +59,7 @@ def offsets(lowered: Lowered, box: Box) -> tuple[int, ...]:
 
 
 def _map_call(lowered: Lowered, box: Box) -> Call:
-    extents, strides = outer(lowered, box, ())
+    extents, strides = outer_loops(lowered, box, ())
     nest = collapse(extents, strides)
     count = len(lowered.operands)
     # The innermost loop of what is left is the one that vectorizes.
@@ -78,7 +78,7 @@ def _map_call(lowered: Lowered, box: Box) -> Call:
 def _row_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
     anchor = anchor_of(lowered)
     axis = row_axis(anchor)
-    extents, strides = outer(lowered, box, (axis,))
+    extents, strides = outer_loops(lowered, box, (axis,))
     nest = collapse(extents, strides)
     n = box_shape(box)[axis]
     inner = [o.strides[axis] for o in lowered.operands]
@@ -112,7 +112,7 @@ def with_absent(node: Node, arguments: Sequence[str]) -> list[str]:
 
 def _reduce_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
     anchor = anchor_of(lowered)
-    nest = collapse(*outer(lowered, box, ()))
+    nest = collapse(*outer_loops(lowered, box, ()))
     source = anchor.inputs[0]
     count = len(lowered.operands)
     by_operand, pointers = pointers_of(lowered, (0,) * count, 1)
@@ -151,7 +151,7 @@ def reduced_loops(node: Node) -> tuple[Shape, Shape]:
 def _gather_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
     anchor = anchor_of(lowered)
     last = len(box) - 1
-    nest = collapse(*outer(lowered, box, (last,)))
+    nest = collapse(*outer_loops(lowered, box, (last,)))
     n = box_shape(box)[last]
     inner = [o.strides[last] for o in lowered.operands]
     count = len(lowered.operands)
