@@ -122,17 +122,17 @@ def _reduce_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Ca
     lines = ["const ark_team team;", "const int64_t n = loop.extra[0];"]
     lines += declare(pointers, count - 1, 1)
     c_name = source.dtype.c_name
-    function = f"{kernel.function}<{compute_type(source.dtype)}>"
+    folding = f"{kernel.function}<{compute_type(source.dtype)}>"
     if len(sizes) > 1:
         row = f"ark_grid<{c_name}, {len(sizes)}>{{a0, loop.extra + 1}}"
-        lines.append(f"const auto value = {function}(team, {row}, n);")
+        lines.append(f"const auto value = {folding}(team, {row}, n);")
     else:
         # A literal stride of 1 lets the loop over the row vectorize.
         lines.append("const int64_t stride = loop.extra[2];")
         lines.append(
-            f"const auto value = stride == 1 ? {function}(team, ark_row<{c_name}>{{a0, 1}}, n) :"
+            f"const auto value = stride == 1 ? {folding}(team, ark_row<{c_name}>{{a0, 1}}, n) :"
         )
-        lines.append(f"    {function}(team, ark_row<{c_name}>{{a0, stride}}, n);")
+        lines.append(f"    {folding}(team, ark_row<{c_name}>{{a0, stride}}, n);")
     store = chain_lines(lowered, by_operand, "value", "0")
     lines += ["if (team.rank() == 0) {", *(f"  {line}" for line in store), "}"]
     return Call(function(count, lines), (*nest.params, prod(sizes), *sizes, *strides), 0)
