@@ -6,10 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from ark_dist.bench import compute
+from ark_dist.bench.rows import Row, Wanted
 from ark_dist.core.graph import Graph
 from ark_dist.core.layout import MeshShape, P
 from ark_dist.core.plan import Plan
@@ -33,28 +34,6 @@ CALLS = 3_000
 LAYERS = 30
 # The streaming multiprocessors of an H200.
 GPU_WORKERS = 132
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One figure; `ratio` > 1 means we are ahead of the peer, `of_floor` 1 is the optimum."""
-
-    bench: str
-    case: str
-    dtype: str
-    ranks: int
-    workers: int
-    unit: str
-    ours: float
-    peer_name: str | None = None
-    peer: float | None = None
-    ratio: float | None = None
-    floor: float | None = None
-    of_floor: float | None = None
-
-    def as_dict(self) -> dict[str, object]:
-        """The row for `--json`."""
-        return asdict(self)
 
 
 def dispatch() -> list[Row]:
@@ -99,9 +78,10 @@ def all_reduce() -> list[Row]:
     return [*_ranked("all_reduce", 2), *_ranked("all_reduce", 4)]
 
 
-def mlp() -> list[Row]:
-    """The tutorial's model, cut over two ranks, against one rank with as many workers."""
-    return _ranked("mlp", 2)
+def mlp(wanted: Wanted) -> list[Row]:
+    """The tutorial's model on one rank, and cut over two."""
+    cut = (row for row in _ranked("mlp", 2) if wanted.takes(row.case, row.dtype))
+    return [*compute.mlp(wanted), *cut]
 
 
 def load() -> list[Row]:
@@ -137,13 +117,20 @@ def _printed(code: str) -> list[list[str]]:
     return [line.split("=") for line in done.stdout.splitlines()]
 
 
-BENCHES: dict[str, Callable[[], list[Row]]] = {
-    "all_reduce": all_reduce,
-    "dispatch": dispatch,
-    "load": load,
+def _whole(bench: Callable[[], list[Row]]) -> Callable[[Wanted], list[Row]]:
+    """A benchmark that measures all of its cases, and shows those that are wanted."""
+    return lambda wanted: [row for row in bench() if wanted.takes(row.case, row.dtype)]
+
+
+BENCHES: dict[str, Callable[[Wanted], list[Row]]] = {
+    "all_reduce": _whole(all_reduce),
+    "dispatch": _whole(dispatch),
+    "load": _whole(load),
+    "matmul": compute.matmul,
     "mlp": mlp,
-    "planning": planning,
-    "startup": startup,
+    "ops": compute.ops,
+    "planning": _whole(planning),
+    "startup": _whole(startup),
 }
 
 

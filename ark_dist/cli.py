@@ -30,6 +30,9 @@ app = typer.Typer(
 cache_app = typer.Typer(no_args_is_help=True, help="Look after compiled kernels.")
 app.add_typer(cache_app, name="cache")
 
+# Columns of a table that is not for a terminal.
+FILE_WIDTH = 200
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -51,14 +54,17 @@ def _options(
 @app.command()
 def bench(
     name: Annotated[str, typer.Argument(help="Which; an unknown name lists what there is.")],
+    case: Annotated[str, typer.Option(help="Only cases whose name contains this.")] = "",
+    dtype: Annotated[str, typer.Option(help="Only this dtype, such as bf16.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Measure this machine and print one row per figure."""
+    from ark_dist.bench.rows import Wanted
     from ark_dist.benchmarks import BENCHES  # here: the other commands start faster without
 
     if name not in BENCHES:
         _fail(f"there is no benchmark {name!r}; choose one of {', '.join(sorted(BENCHES))}")
-    rows = [row.as_dict() for row in BENCHES[name]()]
+    rows = [row.as_dict() for row in BENCHES[name](Wanted(case, dtype))]
     _print_rows(f"bench {name}", rows, as_json)
 
 
@@ -279,9 +285,12 @@ def _print_rows(title: str, rows: Sequence[dict[str, object]], as_json: bool) ->
         return
     shown = [k for k in (rows[0] if rows else {}) if any(row[k] is not None for row in rows)]
     table = Table(*shown, title=title)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=FILE_WIDTH)  # no terminal to fit: cut nothing off
     for row in rows:
         table.add_row(*(Text(_cell(row[key])) for key in shown))
-    Console().print(table)
+    console.print(table)
 
 
 def _cell(value: object) -> str:

@@ -28,7 +28,8 @@ class Piece:
         name, kind, dtype, shape: of the whole tensor.
         part: the [start, stop) per dimension that is here; None for nothing.
         axes: for each dimension, the mesh axes that cut it.
-        bytes: of the part.
+        bytes: of the part, as it is stored.
+        packing: how it is stored; "" is row-major.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Piece:
     part: Box | None
     axes: tuple[tuple[str, ...], ...]
     bytes: int
+    packing: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def report(
         plan.world_size,
         {} if mesh is None else mesh.coordinates(plan.rank),
         f"{target.kind} {target.arch}" if target.arch else target.kind,
-        tuple(_pieces(graph, cut.shares, plan.rank, mesh)),
+        tuple(_pieces(graph, cut.shares, plan, mesh)),
         exchanges,
         dict(zip(ARENAS, plan.arena_bytes, strict=True)),
         tuple(_work(plan, method, exchanges, topology) for method in plan.methods),
@@ -143,13 +145,13 @@ def uncut(graph: Graph, rank: int, world_size: int) -> RankGraph:
 
 
 def _pieces(
-    graph: Graph, shares: Mapping[int, Share], rank: int, mesh: MeshShape | None
+    graph: Graph, shares: Mapping[int, Share], plan: Plan, mesh: MeshShape | None
 ) -> Iterator[Piece]:
     for buffer in graph.buffers:
         share = shares.get(buffer.id)
         if share is None:
             continue
-        box = share.parts[rank]
+        box = share.parts[plan.rank]
         is_here = len(box) == len(buffer.shape)
         axes = tuple(
             () if mesh is None else _cutting(share, mesh, d) for d in range(len(buffer.shape))
@@ -157,8 +159,11 @@ def _pieces(
         size = box_size(box) * buffer.dtype.itemsize if is_here else 0
         is_held = is_here and (size > 0 or 0 in buffer.shape)
         part = box if is_held else None
+        packing = plan.buffers[share.buffer].packing if is_held and share.buffer >= 0 else ""
+        if packing:
+            size = plan.buffers[share.buffer].size_bytes
         dtype = buffer.dtype.name
-        yield Piece(buffer.name, buffer.kind, dtype, buffer.shape, part, axes, size)
+        yield Piece(buffer.name, buffer.kind, dtype, buffer.shape, part, axes, size, packing)
 
 
 def _cutting(share: Share, mesh: MeshShape, dim: int) -> tuple[str, ...]:

@@ -118,7 +118,8 @@ def _piece_row(piece: Piece) -> tuple[str, ...]:
         if axes
     ]
     shape = f"{piece.dtype}{list(piece.shape)}"
-    return piece.name, piece.kind, shape, here, size_text(piece.bytes), ", ".join(cuts)
+    size = " ".join(filter(None, (size_text(piece.bytes), piece.packing)))
+    return piece.name, piece.kind, shape, here, size, ", ".join(cuts)
 
 
 def _exchange_row(exchange: Exchange) -> tuple[str, ...]:

@@ -161,9 +161,10 @@ def _destination(binding: Binding, parameter: Parameter) -> Array | Callable[[Ar
     session, view = binding.session, binding.part_view(parameter)
     if view is None:
         return lambda array: binding.write(CALL, parameter, array)
+    memory = session.memory
     # Where views are copies, as those of a GPU's memory are, only write() reaches it.
-    if type(session.memory).view is Arenas.view:
-        array = session.memory.view(view)
+    if type(memory).view is Arenas.view and not memory.plan.buffers[view.buffer].packing:
+        array = memory.view(view)
         if array.flags.writeable:
             return array
     return lambda array: session.write(view, array)

@@ -78,9 +78,9 @@ def chain_lines(
         lines.append(f"const {compute_type(node.output.dtype)} {result} = {_call(node, inputs)};")
         names[node.output] = result
     last = lowered.operands[-1]
-    c_name = lowered.output.dtype.c_name
-    target = pointers[last].element(position)
-    lines.append(f"{target} = ark_store<{c_name}>({names[lowered.output]});")
+    target = pointers[last]
+    store = f"ark_store<{target.dtype.c_name}>({names[lowered.output]})"
+    lines.append(f"{target.element(position)} = {store};")
     return lines
 
 

@@ -4,14 +4,27 @@ from collections.abc import Sequence
 
 from ark_dist.core.op import OPS
 from ark_dist.core.shape import Box, box_shape
-from ark_dist.kernels.chain import STRIDED, chain_lines, literals, stride_kind
-from ark_dist.kernels.cpu_nest import Call, anchor_of, function, loop, outer_loops, pointers_of
+from ark_dist.kernels.chain import STRIDED, literals, stride_kind
+from ark_dist.kernels.cpu_nest import (
+    Call,
+    anchor_of,
+    chain_loop,
+    function,
+    goes_past,
+    outer_loops,
+    pointers_of,
+)
 from ark_dist.kernels.lower import Lowered, collapse, matrix_strides
 
 # Integers that ark_matmul_params reads, before the operands' strides.
-MATMUL_EXTRAS = 7
-# ARK_MATMUL_SCRATCH in matmul.h, where a static_assert holds the two together.
-MATMUL_SCRATCH_ELEMS = 72 * 256 + 256 * 128 + 72 * 128
+MATMUL_EXTRAS = 8
+# What matmul.h calls ARK_COLUMNS, ARK_COPIED_DEPTH, ARK_MICRO_ROWS and ARK_MATMUL_MOST_ROWS; a
+# static_assert there holds them together.
+COLUMNS, COPIED_DEPTH, MICRO_ROWS, MOST_ROWS = 64, 256, 6, 240
+# Elements of A in a block of rows: they stay in the second cache beside a block of B.
+BLOCK_ELEMS = 128 * 1024
+# As many rows of sums as one row of a matrix-vector product fills.
+FEWEST_ROWS = 18
 
 
 def matmul_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
@@ -32,22 +45,33 @@ def matmul_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Cal
     prologue_lines, prologue = _matmul_prologue(lowered)
     lines += prologue_lines
     a_type, b_type = a.dtype.c_name, b.dtype.c_name
+    is_packed = "true" if b.buffer in lowered.packed else "false"
     lines += [
-        f"ark_matmul(call.scratch, loop.at<const {a_type}>(call, 0),",
-        f"           loop.at<const {b_type}>(call, 1), ark_matmul_params(loop.extra),",
-        f"           {prologue}, epilogue);",
+        f"const ark_matmul_b<{b_type}, {is_packed}> b{{loop.at<const {b_type}>(call, 1)}};",
+        f"ark_matmul(call.scratch, loop.at<const {a_type}>(call, 0), b,",
+        f"           ark_matmul_params(loop.extra), {prologue}, epilogue);",
     ]
     norm_inputs = lowered.prologue.inputs[1:] if lowered.prologue is not None else ()
     along = (view.strides[0] for view in norm_inputs)
-    params = (*nest.params, m, n, k, a_m, a_k, b_k, b_n, *rows, *columns, *along)
-    return Call(function(count, lines), params, MATMUL_SCRATCH_ELEMS)
+    block = block_rows(k)
+    params = (*nest.params, m, n, k, a_m, a_k, b_k, b_n, block, *rows, *columns, *along)
+    scratch = block * COLUMNS + COPIED_DEPTH * COLUMNS + block * (k + k % 2)
+    columns_of = pointers_of(lowered, columns, n)[1]
+    body = function(count, lines, is_past=goes_past(lowered, columns_of))
+    return Call(body, params, scratch)
+
+
+def block_rows(depth: int) -> int:
+    """How many rows of A, of this depth, go through the columns of B together."""
+    rows = BLOCK_ELEMS // max(depth, 1) // MICRO_ROWS * MICRO_ROWS
+    return min(max(rows, FEWEST_ROWS), MOST_ROWS)
 
 
 def _matmul_epilogue(lowered: Lowered, columns: Sequence[int], n: int) -> list[str]:
     """A lambda that takes a piece of one finished row through the chain."""
     by_operand, pointers = pointers_of(lowered, columns, n)
     is_relu = anchor_of(lowered).attributes["is_relu"]
-    value = "ark_matmul_relu(sums[j - j0])" if is_relu else "sums[j - j0]"
+    value = "ark_matmul_relu(sums[{} - j0])" if is_relu else "sums[{} - j0]"
     count = len(pointers)
     lines = ["const auto epilogue = [&](int64_t i, int64_t j0, const float* sums, int64_t n) {"]
     for pointer in pointers[lowered.chain_start :]:
@@ -60,7 +84,7 @@ def _matmul_epilogue(lowered: Lowered, columns: Sequence[int], n: int) -> list[s
         if pointer.kind == STRIDED:
             stride = MATMUL_EXTRAS + count + pointer.index
             lines.append(f"  const int64_t s{pointer.index} = loop.extra[{stride}];")
-    body = loop(chain_lines(lowered, by_operand, value, "j"), "j0 + n", start="j0")
+    body = chain_loop(lowered, by_operand, value.format, n, extent="j0 + n", start="j0")
     return [*lines, *(f"  {line}" for line in body), "};"]
 
 

@@ -237,7 +237,9 @@ def _row_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int], arch: st
         f"ark_row<{o.view.dtype.c_name}>{{a{k}, {inner[k]}}}"
         for k, o in enumerate(lowered.operands[: lowered.chain_start])
     ][1:]
-    arguments = ", ".join(["team", "row", "n", *with_absent(anchor, along), *literals(anchor)])
+    row = "ark_row<float>{row, 1}"
+    along = with_absent(anchor, along)
+    arguments = ", ".join(["team", row, "row", "n", *along, *literals(anchor)])
     source = (
         f"ark_load<{anchor.inputs[0].dtype.c_name}>({pointers[lowered.operands[0]].element('j')})"
     )
@@ -245,8 +247,12 @@ def _row_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int], arch: st
         *row_lines(lowered),
         f"float* const row = {start};",
         f"team.each(n, [&](int64_t j) {{ row[j] = {source}; }});",
-        f"{kernel.function}({arguments});",
-        *block("team.each(n, [&](int64_t j)", chain_lines(lowered, pointers, "row[j]", "j"), "});"),
+        f"const auto value = {kernel.function}({arguments});",
+        *block(
+            "team.each(n, [&](int64_t j)",
+            chain_lines(lowered, pointers, "value(j)", "j"),
+            "});",
+        ),
     ]
     lines = [*head_lines(lowered, nest), "const int64_t n = nest.extra(0);", *over_rows(team, body)]
     params = (*nest.params, n, *inner)

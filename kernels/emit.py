@@ -205,8 +205,7 @@ def _emit_method(
     first_counter: int,
     slots: dict[str, int],
 ) -> list[tuple[int, int]]:
-    read_only = frozenset(b.id for b in plan.buffers if b.kind in ("weight", "constant"))
-    lowered = [lower(group, method.nodes, read_only) for group in method.groups]
+    lowered = [lower(group, method.nodes, plan.buffers) for group in method.groups]
     peers = {buffer: index for index, buffer in enumerate(peer_buffers(plan))}
     calls = _emit_calls(program, plan, language, method, lowered, slots)
     queues = []

@@ -7,6 +7,7 @@ from ark_dist.core.graph import Node, frame_of
 from ark_dist.core.op import OPS
 from ark_dist.core.shape import Box, Shape, box_shape
 from ark_dist.kernels.chain import (
+    CONTIGUOUS,
     STRIDED,
     Pointer,
     chain_lines,
@@ -16,13 +17,16 @@ from ark_dist.kernels.chain import (
 from ark_dist.kernels.cpu_matmul import matmul_call
 from ark_dist.kernels.cpu_nest import (
     Call,
+    PackedRow,
     anchor_of,
+    chain_loop,
     declare,
     function,
+    goes_past,
+    is_narrow,
     loop,
     outer_loops,
     pointers_of,
-    team_loop,
 )
 from ark_dist.kernels.lower import (
     Lowered,
@@ -71,8 +75,9 @@ def _map_call(lowered: Lowered, box: Box) -> Call:
     by_operand, pointers = pointers_of(lowered, inner, extent)
     lines = ["const int64_t n = loop.extra[0];"]
     lines += declare(pointers, count - 1, 1)
-    lines += loop(chain_lines(lowered, by_operand, None, "j"), "n")
-    return Call(function(count, lines), (*outer.params, extent, *inner), 0)
+    lines += chain_loop(lowered, by_operand, None, extent)
+    body = function(count, lines, is_past=goes_past(lowered, pointers))
+    return Call(body, (*outer.params, extent, *inner), 0)
 
 
 def _row_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
@@ -86,20 +91,32 @@ def _row_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
     count = len(lowered.operands)
     kernel = OPS[anchor.op].kernel
     assert kernel is not None
-    c_name = anchor.inputs[0].dtype.c_name
-    lines = ["const ark_team team;", "const int64_t n = loop.extra[0];"]
-    lines += ["float* row = call.scratch;", *declare(pointers, count - 1, 1)]
-    lines.append(f"ark_load_row<{c_name}>(team, row, a0, n, loop.extra[1]);")
-    along = with_absent(anchor, [_row_of(p) for p in pointers[1 : lowered.chain_start]])
-    arguments = ", ".join(["team", "row", "n", *along, *literals(anchor)])
-    lines.append(f"{kernel.function}({arguments});")
-    lines += team_loop(chain_lines(lowered, by_operand, "row[j]", "j"), "n")
-    params = (*nest.params, n, *inner)
-    return Call(function(count, lines), params, n)
+    lines = declare(pointers, count - 1, 1)
+    row = "a0"
+    if pointers[0].kind != CONTIGUOUS or is_narrow(pointers[0].dtype):
+        row = "kept"
+        lines.append("ark_load_row(kept, a0, n, loop.extra[1]);")
+    vectors = pointers[1 : lowered.chain_start]
+    widened = [p for p in vectors if p.kind == CONTIGUOUS and is_narrow(p.dtype)]
+    along = with_absent(anchor, [_row_of(p, p in widened) for p in vectors])
+    row = f"ark_row<float>{{{row}, 1}}"
+    arguments = ", ".join(["team", row, "kept", "n", *along, *literals(anchor)])
+    lines.append(f"const auto value = {kernel.function}({arguments});")
+    lines += chain_loop(lowered, by_operand, lambda j: f"value({j})", n)
+    before = ["const ark_team team;", "const int64_t n = loop.extra[0];"]
+    before.append("float* const kept = call.scratch;")
+    for k, p in enumerate(widened):
+        before.append(f"float* const x{p.index} = kept + {k + 1} * n;")
+        source = f"loop.at<const {p.dtype.c_name}>(call, {p.index})"
+        before.append(f"ark_widen(x{p.index}, {source}, n);")
+    body = function(count, lines, before=before, is_past=goes_past(lowered, pointers))
+    return Call(body, (*nest.params, n, *inner), n * (1 + len(widened)))
 
 
-def _row_of(pointer: Pointer) -> str:
+def _row_of(pointer: Pointer, is_widened: bool) -> str:
     """A vector along the rows that a norm works on, as its function takes it."""
+    if is_widened:
+        return f"ark_row<float>{{x{pointer.index}, 1}}"
     stride = f"s{pointer.index}" if pointer.kind == STRIDED else pointer.kind
     return f"ark_row<{pointer.dtype.c_name}>{{{pointer.name}, {stride}}}"
 
@@ -159,12 +176,18 @@ def _gather_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Ca
     table = anchor.inputs[1]
     # The row starts where the index says; only its stride matters along the inner loop.
     row = Pointer(1, table.dtype, pointers[1].kind)
+    suffix = ""
+    if table.buffer in lowered.packed:
+        row, suffix = PackedRow(1, table.dtype, CONTIGUOUS), "_packed"
     lines = ["const int64_t n = loop.extra[0];"]
     lines += declare(pointers, count - 1, 1)
-    lines.append(f"a1 = ark_embedding(call, a1, a0[0], loop.extra + {1 + count});")
+    lines.append(f"a1 = ark_embedding{suffix}(call, a1, a0[0], loop.extra + {1 + count});")
     lines.append("if (a1 == nullptr) return;")
-    value = f"ark_load<{table.dtype.c_name}>({row.element('j')})"
-    lines += loop(chain_lines(lowered, by_operand, value, "j"), "n")
+    if lowered.chain:
+        load = f"ark_load<{table.dtype.c_name}>"
+        lines += chain_loop(lowered, by_operand, lambda j: f"{load}({row.element(j)})", n)
+    else:
+        lines += loop([f"{pointers[-1].element('j')} = {row.element('j')};"], "n")
     params = (*nest.params, n, *inner, table.shape[0], table.strides[0])
     return Call(function(count, lines), params, 0)
 

@@ -1,10 +1,11 @@
 """Turn one task into a call: which loop nest, over which extents and strides, on which operands."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ark_dist.core.graph import Node, frame_of
+from ark_dist.core.graph import Buffer, Node, frame_of
 from ark_dist.core.op import OPS
+from ark_dist.core.packing import packed_view
 from ark_dist.core.shape import Box, Shape
 from ark_dist.core.task import Group
 from ark_dist.core.view import View
@@ -40,6 +41,7 @@ class Lowered:
         operands: the anchor's inputs first, then the rest of the prologue's, then the chain's,
             the output last.
         read_only: ids of buffers that the kernel never writes: weights and constants.
+        packed: ids of buffers that are stored in panels; views of them count stored elements.
         chain_start: which operand is the first of the chain's.
         output: what the group writes.
     """
@@ -49,13 +51,14 @@ class Lowered:
     chain: tuple[Node, ...]
     operands: tuple[Operand, ...]
     read_only: frozenset[int]
+    packed: frozenset[int]
     chain_start: int
     output: View
 
 
-def lower(group: Group, nodes: Sequence[Node], read_only: frozenset[int] = frozenset()) -> Lowered:
+def lower(group: Group, nodes: Sequence[Node], buffers: Sequence[Buffer]) -> Lowered:
     """Sort the nodes of a group by role and collect its operands."""
-    members = [nodes[n] for n in group.nodes]
+    members = [_in_storage(nodes[n], buffers) for n in group.nodes]
     anchors = [n for n in members if frame_of(n) in ANCHORS]
     anchor = next((n for n in anchors if frame_of(n) == "matmul"), anchors[0] if anchors else None)
     prologue = next((n for n in anchors if n is not anchor), None)
@@ -72,7 +75,25 @@ def lower(group: Group, nodes: Sequence[Node], read_only: frozenset[int] = froze
             if view not in made and operand not in operands[chain_start:]:
                 operands.append(operand)
     operands.append(Operand(output, output.strides, True))
-    return Lowered(anchor, prologue, chain, tuple(operands), read_only, chain_start, output)
+    used = {operand.view.buffer for operand in operands}
+    read_only = frozenset(b for b in used if buffers[b].kind in ("weight", "constant"))
+    packed = frozenset(b for b in used if buffers[b].packing)
+    return Lowered(anchor, prologue, chain, tuple(operands), read_only, packed, chain_start, output)
+
+
+def _in_storage(node: Node, buffers: Sequence[Buffer]) -> Node:
+    """A node whose views of packed buffers count elements as they are stored."""
+    if not any(buffers[view.buffer].packing for view in node.inputs):
+        return node
+    return replace(node, inputs=tuple(_stored(view, buffers[view.buffer]) for view in node.inputs))
+
+
+def _stored(view: View, buffer: Buffer) -> View:
+    if not buffer.packing:
+        return view
+    stored = packed_view(buffer.packing, buffer.shape, view)
+    assert stored is not None, f"{view} of {buffer.name!r} can't be read in {buffer.packing}"
+    return stored
 
 
 def _anchor_operands(anchor: Node, prologue: Node | None) -> list[Operand]:

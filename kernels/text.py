@@ -16,11 +16,13 @@ CPU_HEADERS = (
     "include/math.h",
     "include/random.h",
     "include/team.h",
+    "include/piece.h",
     ABI,
     "include/call.h",
     "include/loop.h",
     "include/tile.h",
     "include/row.h",
+    "include/attention.h",
     "include/worker.h",
     "include/control.h",
 )

@@ -32,6 +32,7 @@ def check_fits(plan: Plan, limit_bytes: int) -> None:
     )
     lines = [
         f"  {size_text(b.size_bytes):>10}  {b.kind:10}  {b.name!r} {b.dtype}{list(b.shape)}"
+        + (f" {b.packing}" if b.packing else "")
         for b in largest[:LISTED]
     ]
     raise MemoryLimitError(

@@ -21,10 +21,12 @@ class RankLink:
         flags: dict[str, int],
         counter_count: int,
         timeout_s: float,
+        *,
+        is_packed: bool = True,
     ) -> None:
-        """Allocate memory, and find the others'; collective."""
+        """Allocate memory, and find the others'; collective. `is_packed` is for `allocate`."""
         self.memory = RankMemory(plan, communicator, flags, counter_count)
-        self.arenas: Arenas = allocate(plan, self.memory)
+        self.arenas: Arenas = allocate(plan, self.memory, is_packed=is_packed)
         self.vigil = Vigil(timeout_s, self.memory.stopped)
         self._communicator = communicator
         self._proxy: Proxy | None = None

@@ -22,6 +22,7 @@ from ark_dist.scheduler.expand import expand
 from ark_dist.scheduler.fuse import fuse
 from ark_dist.scheduler.memory import Lifetime, Placement, lifetimes, place, place_activations
 from ark_dist.scheduler.order import Policy, Queues, earliest_finish
+from ark_dist.scheduler.pack import pack_weights
 from ark_dist.scheduler.sync import reuse_edges, sync
 from ark_dist.scheduler.tile import tile
 
@@ -38,6 +39,8 @@ class PlanOptions:
             moves them), or "auto" (peer within a node).
         check_numerics: let every operator whose result is NaN or infinite fail; slow.
         check_replicas: compare what each all_reduce gives to its ranks; slow.
+        is_packed: store weights as a CPU's matrix kernels read them fastest; False keeps them
+            row-major, to compare the two.
     """
 
     is_fused: bool = True
@@ -46,6 +49,7 @@ class PlanOptions:
     transport: str = "auto"
     check_numerics: bool = False
     check_replicas: bool = False
+    is_packed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,8 @@ def make_plan(
     graph = add_checks(graph, is_finite=options.check_numerics, is_equal=options.check_replicas)
     graph = communicate(graph, rank, topology, options.transport)
     methods, buffers = _expanded(graph, target)
+    if options.is_packed:
+        buffers = pack_weights(methods, buffers, target)
     drafts = [_draft(method, buffers, target, options) for method in methods]
     places, arena_bytes = place(buffers, [d.placements for d in drafts])
     plan = Plan(

@@ -1,7 +1,7 @@
 """Run the plans of all ranks in one thread, step by step, in any order a seed chooses."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -46,10 +46,10 @@ class RankWorld:
         verify_ranks(plans)
         self.plans = plans
         self._rng = np.random.default_rng(seed)
-        own = [allocate(plan) for plan in plans]
+        own = [allocate(plan, is_packed=False) for plan in plans]
         values: dict[tuple[int, str], int] = {}
         self.arenas = [
-            Arenas(plan, arenas.memory, {b: _exported(plan, b, own) for b in peer_buffers(plan)})
+            replace(arenas, peers={b: _exported(plan, b, own) for b in peer_buffers(plan)})
             for plan, arenas in zip(plans, own, strict=True)
         ]
         self._machines = []

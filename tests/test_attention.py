@@ -148,6 +148,52 @@ def test_every_instruction_set_agrees_with_the_formula(isa: str) -> None:
         check(graph, eager(cpu_target(2, isa)), "cpu", cases, 3)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_many_queries_give_the_same_bits_however_they_are_cut(dtype: str) -> None:
+    sizes = ((1, 203, 6, 2, 300, 40, 24), (2, 67, 1, 1, 67, 64, 64), (1, 5, 1, 1, 90, 16, 16))
+    found: list[list[bytes]] = []
+    for workers in (1, 2, 3, 7):
+        builder = GraphBuilder("cuts")
+        data, outputs = [], []
+        for b, t, h, g, s, d, w in sizes:
+            shapes = ((b, t, h, d), (b, s, g, d), (b, s, g, w))
+            leaves = [builder.tensor(shape, dtype) for shape in shapes]
+            outputs.append(builder.apply("attention", leaves, {"causal": True, "scale": None}))
+            data += leaves
+        with launched(builder.freeze(), eager(cpu_target(workers, best_isa())), "cpu") as session:
+            rng = np.random.default_rng(8)
+            for leaf in data:
+                values = rng.normal(size=leaf.view.shape)
+                if leaf.view.shape[1] == 300:
+                    values[0, 250] = np.nan  # only what sees it may be NaN
+                session.write(leaf.view, values.astype(leaf.view.dtype.numpy))
+            session.run(1, "forward", {})
+            session.wait()
+            results = [session.read(output.view) for output in outputs]
+            assert [bool(np.isnan(r.astype(np.float32)).any()) for r in results] == [
+                True,
+                False,
+                False,
+            ]
+            assert not np.isnan(results[0][0, : 250 - 97].astype(np.float32)).any()
+            found.append([result.tobytes() for result in results])
+    assert all(bits == found[0] for bits in found)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5, 16])
+@pytest.mark.parametrize(("heads", "groups", "keys"), [(9, 3, 128), (8, 8, 128), (4, 1, 1000)])
+def test_workers_get_even_shares_of_a_causal_prefill(
+    workers: int, heads: int, groups: int, keys: int
+) -> None:
+    builder = GraphBuilder("shares")
+    query = builder.tensor((1, 128, heads, 64), "fp32")
+    key = builder.tensor((1, keys, groups, 64), "fp32")
+    builder.apply("attention", [query, key, key], {"causal": True, "scale": None})
+    method = make_plan(builder.freeze(), cpu_target(workers, best_isa())).methods[0]
+    shares = [sum(method.tasks[task].cost.ops for task in queue) for queue in method.queues]
+    assert max(shares) <= 1.25 * sum(shares) / workers
+
+
 def long_cases(dtype: str) -> tuple[Graph, Added]:
     rng = np.random.default_rng(4)
     builder = GraphBuilder("long")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ark_dist.benchmarks import BENCHES, Row
+from ark_dist.bench.rows import Row
+from ark_dist.benchmarks import BENCHES
 from ark_dist.core.settings import child_environment
 from ark_dist.launch.exit_codes import BAD_CONFIG, BAD_FILE
 

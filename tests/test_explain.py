@@ -101,11 +101,12 @@ def test_a_cut_mlp_has_one_all_reduce_and_says_why(tmp_path: Path) -> None:
     assert list(pieces) == ["x", "up", "down", "total"]
     assert pieces["up"].part == ((0, 8), (6, 12))
     assert pieces["up"].axes == ((), ("tp",))
-    assert pieces["up"].bytes == 8 * 6 * 4
+    # Six columns are stored as a panel of 16.
+    assert (pieces["up"].bytes, pieces["up"].packing) == (8 * 16 * 4, "panels")
     assert pieces["x"].part == ((0, 4), (0, 8)) and pieces["x"].axes == ((), ())
     [work] = second.work
     assert len(work.tasks) == 2 and work.predicted_s > 0
-    assert second.arenas["weights"] == 512
+    assert second.arenas["weights"] == 2 * 512
 
 
 def test_stages_send_and_receive(tmp_path: Path) -> None:

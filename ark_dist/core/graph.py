@@ -8,6 +8,7 @@ from math import prod
 from ark_dist.core.dtype import DType
 from ark_dist.core.layout import P
 from ark_dist.core.op import OPS, Attrs, AttrValue
+from ark_dist.core.packing import packed_shape
 from ark_dist.core.shape import Shape
 from ark_dist.core.view import Spec, View
 
@@ -20,7 +21,7 @@ EFFECT_KINDS = ("state", "output")
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A piece of memory with a shape; contiguous, last dimension fastest.
+    """A piece of memory with a shape; contiguous, last dimension fastest unless it is packed.
 
     Attributes:
         id: its position in `Graph.buffers`.
@@ -30,7 +31,7 @@ class Buffer:
         kind: one of `BUFFER_KINDS`.
         method: the method an activation or output belongs to, None for shared ones.
         slots: copies of it that iterations take in turn; 1 unless it is streamed.
-        packing: name of the layout a weight is stored in; "" is row-major.
+        packing: one of `core.packing.PACKINGS`, how a weight is stored; "" is row-major.
         initial: first bytes of a constant or state; None is zeros.
         shard: how the mesh cuts it; None is not said.
         export: the name under which other ranks reach it; "" where none does. Of a "peer"
@@ -53,8 +54,13 @@ class Buffer:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all slots."""
-        return prod(self.shape) * self.dtype.itemsize * self.slots
+        """Bytes of all slots, as they are stored."""
+        return prod(self.stored_shape) * self.dtype.itemsize * self.slots
+
+    @property
+    def stored_shape(self) -> Shape:
+        """Sizes of the row-major array that holds it: those of its packing, or its own."""
+        return packed_shape(self.packing, self.shape, self.dtype) if self.packing else self.shape
 
 
 # The rank of a flag that is for this rank's own host thread.

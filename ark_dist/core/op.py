@@ -81,6 +81,8 @@ class Kernel:
         cuda: views of inputs and output, attributes, box -> integers that a "tile" function in
             `<op>.cuh` has as its first template arguments, and the fp32 elements of scratch
             memory that it needs instead of `scratch`. None where all is as on a CPU.
+        packings: attributes -> for each input, the packing (`core.packing`) of a weight that a
+            CPU reads there, "" for none; row-major it reads all. None is none at all.
     """
 
     frame: str
@@ -92,6 +94,7 @@ class Kernel:
     scratch: Callable[[Specs, Spec, Attrs, Box], int] | None = None
     failure: str = ""
     cuda: Callable[[tuple[View, ...], View, Attrs, Box], tuple[tuple[int, ...], int]] | None = None
+    packings: Callable[[Attrs], tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ def plan_text(plan: Plan) -> str:
         lines.append(
             f"  %{buffer.id} {quoted(buffer.name)} {buffer.dtype}{list(buffer.shape)} "
             f"{buffer.kind} {place.arena}+{place.offset}"
+            + (f" {buffer.packing}" if buffer.packing else "")
         )
     for method in plan.methods:
         lines += method_lines(plan, method)

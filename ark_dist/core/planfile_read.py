@@ -9,6 +9,7 @@ from ark_dist.core.graph import Buffer, Node, Raise
 from ark_dist.core.layout import P
 from ark_dist.core.op import AttrValue
 from ark_dist.core.packed import Limits, Reader, described
+from ark_dist.core.packing import PACKINGS
 from ark_dist.core.plan import Counter, Method, Place, Plan, Wait
 from ark_dist.core.shape import Box
 from ark_dist.core.target import Cost, Target
@@ -228,7 +229,7 @@ def _buffers(reader: Reader, tables: _Tables) -> tuple[tuple[Buffer, ...], tuple
         tables.pick(reader, "kind", tables.strings, count),
         tables.pick_optional(reader, "method", tables.strings, count),
         reader.column("slots", count=count),
-        tables.pick(reader, "packing", tables.strings, count),
+        _packings(reader, tables, count),
         tables.pick_optional(reader, "initial", tables.blobs, count),
         tables.pick_optional(reader, "shard", tables.shards, count),
         tables.pick(reader, "export", tables.strings, count),
@@ -240,6 +241,13 @@ def _buffers(reader: Reader, tables: _Tables) -> tuple[tuple[Buffer, ...], tuple
     reader.finish()
     places = tuple(Place(*row) for row in zip(arenas, offsets, strict=True))
     return tuple(Buffer(*row) for row in columns), places
+
+
+def _packings(reader: Reader, tables: _Tables, count: int) -> list[str]:
+    packings = tables.pick(reader, "packing", tables.strings, count)
+    for found in set(packings) - {"", *PACKINGS}:
+        raise PlanFormatError(f"{reader.name('packing')}: {described(found)} is no packing")
+    return packings
 
 
 def _method(reader: Reader, tables: _Tables) -> Method:

@@ -7,6 +7,7 @@ from ark_dist.core.errors import PlanError
 from ark_dist.core.graph import BUFFER_KINDS, WRITABLE_KINDS, Buffer, Graph, GraphMethod, Node
 from ark_dist.core.op import OPS, Op, reads_in_place
 from ark_dist.core.shape import MAX_DIMS, MAX_ELEMENTS, boxes_overlap
+from ark_dist.core.verify_packing import packed_read_problems, packing_problems
 from ark_dist.core.view import View
 
 # What some node has to write before others read it.
@@ -91,6 +92,12 @@ def buffer_problems(buffers: tuple[Buffer, ...]) -> Iterator[str]:
         if len(buffer.shape) > MAX_DIMS or any(s < 0 for s in buffer.shape):
             yield f"{where}: shape {buffer.shape} is out of range"
             continue
+        if buffer.packing:
+            problems = list(packing_problems(buffer))
+            yield from (f"{where}: {problem}" for problem in problems)
+            # Its size is not known then.
+            if problems:
+                continue
         count = 1
         for size in buffer.shape:
             count *= max(size, 1)
@@ -133,6 +140,7 @@ def _node_problems(buffers: tuple[Buffer, ...], node: Node, is_plan: bool) -> It
             yield f"writes {target.name!r}, which is {target.kind}"
     if any(n > 1 and s == 0 for n, s in zip(node.output.shape, node.output.strides, strict=True)):
         yield f"writes a broadcast view of {buffers[node.output.buffer].name!r}"
+    yield from packed_read_problems(buffers, node)
     yield from _alias_problems(buffers, op, node)
 
 

@@ -126,6 +126,9 @@ def _target_problems(target: Target) -> Iterator[str]:
 
 def _buffer_and_name_problems(plan: Plan) -> Iterator[str]:
     yield from buffer_problems(plan.buffers)
+    for buffer in plan.buffers:
+        if buffer.packing and plan.target.kind != "cpu":
+            yield f"buffer {buffer.name!r} is packed for a CPU, the target is {plan.target.kind!r}"
 
 
 def _methods_problems(plan: Plan) -> Iterator[str]:

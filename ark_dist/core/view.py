@@ -1,10 +1,11 @@
 """Tensors as data: a shape and dtype, a strided window on a buffer, a box of a buffer."""
 
 from dataclasses import dataclass
+from math import prod
 
 from ark_dist.core.dtype import DType
 from ark_dist.core.region import buffer_box
-from ark_dist.core.shape import Box, Shape, full_box, row_major_strides
+from ark_dist.core.shape import Box, Shape, box_shape, full_box, row_major_strides
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +55,19 @@ class View:
     def whole(self, buffer_shape: Shape) -> Region:
         """The part of the buffer that the whole view touches."""
         return self.region(full_box(self.shape), buffer_shape)
+
+    def box_in(self, buffer_shape: Shape) -> Box | None:
+        """The box of the buffer that it is, with the box's elements in order; None if it is none.
+
+        Its shape may lack or add dimensions where it is all of the buffer.
+        """
+        if self.offset == 0 and self.is_contiguous and prod(self.shape) == prod(buffer_shape):
+            return full_box(buffer_shape)
+        steps = row_major_strides(buffer_shape)
+        if len(self.shape) != len(steps) or any(
+            size > 1 and step != own
+            for size, step, own in zip(self.shape, self.strides, steps, strict=True)
+        ):
+            return None
+        box = self.whole(buffer_shape).box
+        return box if box_shape(box) == self.shape else None

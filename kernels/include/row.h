@@ -26,11 +26,12 @@ struct ark_grid {
   ARK_FN ark_compute<T> operator()(int64_t i) const { return ark_load<T>(data[offset(i, DIMS)]); }
 };
 
-// Lanes of partial sums: a fixed order of additions that vectorizes. On a GPU threads are lanes.
+// Lanes of partial sums: a fixed order of additions that vectorizes. On a GPU threads are lanes. In
+// rows there are several vectors of them, which need not wait for each other.
 #if defined(ARK_GPU)
-constexpr int ARK_LANES = 1;
+constexpr int ARK_LANES = 1, ARK_ROW_LANES = 1;
 #else
-constexpr int ARK_LANES = 16;
+constexpr int ARK_LANES = 16, ARK_ROW_LANES = 64;
 #endif
 // Values that one partial sum takes before it is added to the others: the error of a sum grows
 // with this number and the number of such blocks, not with the length of the row.
@@ -45,6 +46,28 @@ ARK_FN void ark_parts(const Row& row, int64_t n, const F& f) {
     f(part, first, n - first < most ? n - first : most);
   }
 }
+
+#if !defined(ARK_GPU)
+// which are widened where elements have less than 32 bits,
+template <class T, class F>
+ARK_FN void ark_widened_parts(const ark_row<T>& row, int64_t n, const F& f) {
+  constexpr int64_t most = ARK_BLOCK * ARK_LANES;
+  alignas(64) float part[most];
+  for (int64_t first = 0; first < n; first += most) {
+    const int64_t size = n - first < most ? n - first : most;
+    ark_load_row(part, row.data + first * row.stride, size, row.stride);
+    f(ark_row<float>{part, 1}, first, size);
+  }
+}
+template <class F>
+ARK_FN void ark_parts(const ark_row<ark_fp16>& row, int64_t n, const F& f) {
+  ark_widened_parts(row, n, f);
+}
+template <class F>
+ARK_FN void ark_parts(const ark_row<ark_bf16>& row, int64_t n, const F& f) {
+  ark_widened_parts(row, n, f);
+}
+#endif
 
 // or blocks of the innermost of several loops.
 template <class T, int DIMS, class F>
@@ -64,15 +87,16 @@ ARK_FN void ark_parts(const ark_grid<T, DIMS>& grid, int64_t n, const F& f) {
 }
 
 // Fold n values by index into lanes, and those into one, in an order that depends on n alone.
-template <class T, class Row, class Step>
+template <class T, int LANES = ARK_LANES, class Row, class Step>
 ARK_FN T ark_fold_lanes(const Row& row, int64_t n, T start, const Step& step) {
-  T lanes[ARK_LANES];
-  for (int lane = 0; lane < ARK_LANES; ++lane) lanes[lane] = start;
+  T lanes[LANES];
+  for (int lane = 0; lane < LANES; ++lane) lanes[lane] = start;
   int64_t i = 0;
-  for (; i + ARK_LANES <= n; i += ARK_LANES)
-    for (int lane = 0; lane < ARK_LANES; ++lane) lanes[lane] = step(lanes[lane], row(i + lane));
+  for (; i + LANES <= n; i += LANES)
+    ARK_INDEPENDENT
+    for (int lane = 0; lane < LANES; ++lane) lanes[lane] = step(lanes[lane], row(i + lane));
   for (int lane = 0; i < n; ++i, ++lane) lanes[lane] = step(lanes[lane], row(i));
-  for (int width = ARK_LANES / 2; width > 0; width /= 2)
+  for (int width = LANES / 2; width > 0; width /= 2)
     for (int lane = 0; lane < width; ++lane)
       lanes[lane] = step(lanes[lane], lanes[lane + width]);
   return lanes[0];
@@ -85,7 +109,7 @@ ARK_FN T ark_fold(const Team& team, const Row& row, int64_t n, T start, const St
   T total = start;
   if constexpr (Team::size == 1) {
     ark_parts(row, n, [&](const auto& part, int64_t, int64_t size) {
-      total = step(total, ark_fold_lanes<T>(part, size, start, step));
+      total = step(total, ark_fold_lanes<T, ARK_ROW_LANES>(part, size, start, step));
     });
     return total;
   } else {
@@ -101,10 +125,30 @@ ARK_FN T ark_fold(const Team& team, const Row& row, int64_t n, T start, const St
   }
 }
 
-// Sum of n values given by index; integers wrap.
+// Steps of folds: integers wrap, and a NaN wins. | where || would be a branch.
+struct ark_plus {
+  template <class T>
+  ARK_FN T operator()(T a, T b) const {
+    return T(a + b);
+  }
+};
+struct ark_larger {
+  template <class T>
+  ARK_FN T operator()(T a, T b) const {
+    return (b > a) | (b != b) ? b : a;
+  }
+};
+struct ark_smaller {
+  template <class T>
+  ARK_FN T operator()(T a, T b) const {
+    return (b < a) | (b != b) ? b : a;
+  }
+};
+
+// Sum of n values given by index.
 template <class T, class Team, class Row>
 ARK_FN T ark_sum(const Team& team, const Row& row, int64_t n) {
-  return ark_fold<T>(team, row, n, T(0), [](T a, T b) { return T(a + b); });
+  return ark_fold<T>(team, row, n, T(0), ark_plus{});
 }
 
 // Below and above all values but NaN; where no member's element has to be read by the others.
@@ -123,18 +167,16 @@ ARK_FN T ark_highest() {
     return ark_limits<T>::highest;
 }
 
-// Largest of n > 0 values given by index; a NaN wins.
+// Largest of n > 0 values given by index.
 template <class T, class Team, class Row>
 ARK_FN T ark_max(const Team& team, const Row& row, int64_t n) {
-  return ark_fold<T>(team, row, n, ark_lowest<T>(),
-                     [](T a, T b) { return b > a || b != b ? b : a; });
+  return ark_fold<T>(team, row, n, ark_lowest<T>(), ark_larger{});
 }
 
-// Smallest of n > 0 values given by index; a NaN wins.
+// Smallest of n > 0 values given by index.
 template <class T, class Team, class Row>
 ARK_FN T ark_min(const Team& team, const Row& row, int64_t n) {
-  return ark_fold<T>(team, row, n, ark_highest<T>(),
-                     [](T a, T b) { return b < a || b != b ? b : a; });
+  return ark_fold<T>(team, row, n, ark_highest<T>(), ark_smaller{});
 }
 
 // The first of n indices whose value `is_wanted`; n if none is.
@@ -153,15 +195,6 @@ ARK_FN int64_t ark_find(const Team& team, const Row& row, int64_t n, const Wante
     });
     return team.combine(found, [](int64_t a, int64_t b) { return a < b ? a : b; });
   }
-}
-
-// Read a row into fp32; each member what team.each(n) gives it.
-template <class T, class Team>
-ARK_FN void ark_load_row(const Team& team, float* to, const T* from, int64_t n, int64_t stride) {
-  if (stride == 1)
-    team.each(n, [&](int64_t i) { to[i] = ark_load<T>(from[i]); });
-  else
-    team.each(n, [&](int64_t i) { to[i] = ark_load<T>(from[i * stride]); });
 }
 
 // What normalizes one row: (x - shift) * scale.
@@ -185,9 +218,19 @@ ARK_FN float ark_normalize(const ark_affine& affine, float x, int64_t i, const W
   return y;
 }
 
-// Normalize all n values of a row in place.
-template <class Team, class Weight, class Bias>
-ARK_FN void ark_normalize_row(const Team& team, const ark_affine& affine, float* x, int64_t n,
-                              const Weight& weight, const Bias& bias) {
-  team.each(n, [&](int64_t i) { x[i] = ark_normalize(affine, x[i], i, weight, bias); });
+// The values of a row by index, normalized.
+template <class Row, class Weight, class Bias>
+struct ark_normalized {
+  ark_affine affine;
+  Row row;
+  Weight weight;
+  Bias bias;
+  ARK_FN float operator()(int64_t i) const {
+    return ark_normalize(affine, row(i), i, weight, bias);
+  }
+};
+template <class Row, class Weight, class Bias>
+ARK_FN ark_normalized<Row, Weight, Bias> ark_normalize_row(const ark_affine& affine, const Row& row,
+                                                           const Weight& weight, const Bias& bias) {
+  return {affine, row, weight, bias};
 }

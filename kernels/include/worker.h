@@ -320,7 +320,7 @@ ARK_FN bool ark_next(ark_worker& worker, uint64_t taken) {
   }
 }
 
-ARK_COLD void ark_stay_on(int32_t core) {
+ARK_PART void ark_stay_on(int32_t core) {
   if (core < 0) return;
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -336,7 +336,8 @@ struct ark_start {
   uint32_t index;
 };
 
-ARK_COLD void* ark_work(void* argument) {
+// Not cold, nor is all that it calls: GCC would take a program's only task function for cold too.
+ARK_PART void* ark_work(void* argument) {
   const ark_start start = *static_cast<ark_start*>(argument);
   __builtin_free(argument);
   const ark_config& config = *start.config;

@@ -18,6 +18,7 @@ from ark_dist.core.op import (
 from ark_dist.core.shape import Box, box_shape, full_box
 from ark_dist.core.target import Cost, Target
 from ark_dist.core.view import Spec, View
+from ark_dist.kernels.cpu_attention import even_cuts, keys_seen
 from ark_dist.kernels.per_row import check_per_row, per_row, per_row_box
 from ark_dist.kernels.rules import (
     check_dtypes,
@@ -49,7 +50,9 @@ Flags = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 # ARK_ATTENTION_KEYS and ARK_ATTENTION_ROWS in attention.h.
 BLOCK_KEYS = 64
-BLOCK_ROWS = 16
+BLOCK_ROWS = 192
+# What rows in its scratch memory are padded to, in fp32 elements.
+ROW_UNIT = 16
 # Query rows that a GPU's tensor cores take at once: the most, and the most that read keys without
 # shared memory. ROWS and sizes of attention.cuh.
 MOST_ROWS, FEW_ROWS = 128, 8
@@ -198,14 +201,17 @@ def cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
     """Keys and values of each group are read once, scored and summed for each of its heads."""
     q, k, v = specs[:3]
     batch, times, heads, _ = box_shape(box)
-    # Late queries see more keys; the first of them sees what others have left of S.
-    keys = min(k.shape[1], k.shape[1] - q.shape[1] + box[1][1]) if attrs["causal"] else k.shape[1]
-    keys = max(keys, 0)
+    keys, scores = k.shape[1], times * k.shape[1]
+    if attrs["causal"]:
+        # Late queries see more keys; the first of them sees what others have left of S.
+        ahead = k.shape[1] - q.shape[1]
+        keys = max(ahead + box[1][1], 0)
+        scores = keys_seen(ahead, box[1][1]) - keys_seen(ahead, box[1][0])
     depth = q.shape[3] + v.shape[3]
     rows = batch * times * heads
     groups = -(-heads // group_of(specs, attrs)[0])
     elements = batch * keys * groups * depth + rows * depth
-    return Cost(elements * q.dtype.itemsize, rows * keys * (2 * depth + SCORE_OPS))
+    return Cost(elements * q.dtype.itemsize, batch * heads * scores * (2 * depth + SCORE_OPS))
 
 
 def tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
@@ -213,13 +219,17 @@ def tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, .
     batch, times, heads, width = out.shape
     parts = parts_worth(cost(specs, out, attrs, full_box(out.shape)), target)
     group, first = group_of(specs, attrs)
-    rows = BLOCK_ROWS
+    if 0 in out.shape:
+        return ()
     if target.kind == "cuda":
         rows = _rows_at_once(batch * heads * times, times * group, parts)
-    units = (1, group, max(rows // group, 1), max(width, 1))
-    cuts = spread((batch, first + heads if heads else 0, times, width), parts, units)
+        units = (1, group, max(rows // group, 1))
+        cuts = spread((batch, first + heads, times), parts, units)
+    else:
+        ahead = 0 if len(specs) == 4 else specs[1].shape[1] - times  # a length: most begin at 0
+        cuts = even_cuts(out.shape, first, group, parts, ahead if attrs["causal"] else None)
     # Groups count from the first one's first head, which may not be here.
-    return tuple((b, t, (max(h - first, 0), e - first), d) for b, (h, e), t, d in cuts)
+    return tuple((b, t, (max(h - first, 0), e - first), (0, width)) for b, (h, e), t in cuts)
 
 
 def _rows_at_once(rows: int, rows_of_group: int, parts: int) -> int:
@@ -237,18 +247,20 @@ def _splits(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> int:
     boxes = tiles(specs, out, attrs, target)
     if not boxes:
         return 1
-    whole = cost(specs, out, attrs, boxes[-1])
-    most = min(target.worker_count // len(boxes), specs[1].shape[1] // MIN_PART_KEYS)
+    costs = [cost(specs, out, attrs, box) for box in boxes]
+    whole = max(costs, key=target.seconds)
+    most = target.worker_count // (len(boxes) if target.kind == "cuda" else 1)
     rows, width = out.shape[0] * out.shape[1] * out.shape[2], out.shape[3]
 
     def seconds(count: int) -> float:
         part = target.seconds(Cost(whole.bytes // count, whole.ops // count))
+        rounds = -(-len(boxes) * count // target.worker_count)
         if count == 1:
-            return part
+            return rounds * part
         moved = rows * (width + 2) * count // target.worker_count
-        return part + target.hop_s + target.seconds(Cost(4 * moved, 2 * moved))
+        return rounds * part + target.hop_s + target.seconds(Cost(4 * moved, 2 * moved))
 
-    return min(range(1, max(most, 1) + 1), key=seconds)
+    return min(range(1, max(min(most, specs[1].shape[1] // MIN_PART_KEYS), 1) + 1), key=seconds)
 
 
 def _expand(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Step, ...]:
@@ -304,7 +316,10 @@ def _is_aligned(view: View) -> bool:
 def scratch(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> int:
     """What `ark_attention_memory` takes."""
     depth, width = specs[0].shape[3], specs[2].shape[3]
-    return BLOCK_ROWS * (depth + BLOCK_KEYS + width + 3) + BLOCK_KEYS * (depth + width)
+    whole, columns = (-(-n // ROW_UNIT) * ROW_UNIT for n in (depth, width))
+    queries = -(-depth // BLOCK_KEYS) * BLOCK_KEYS
+    rows = BLOCK_ROWS * (BLOCK_KEYS + ROW_UNIT + 2 + columns + queries)
+    return ROW_UNIT + rows + BLOCK_KEYS * (whole + columns) + ROW_UNIT * whole
 
 
 def _sharding(specs: Specs, out: Spec, attrs: Attrs) -> str:

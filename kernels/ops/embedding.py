@@ -68,6 +68,11 @@ def cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
     return Cost(row_bytes + share(index.dtype.itemsize, box, out), box_size(box))
 
 
+def _packings(attrs: Attrs) -> tuple[str, ...]:
+    # Rows of the table are what a matmul with transpose_other has as columns.
+    return "", "panels_t"
+
+
 def _expand(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Step, ...]:
     if attrs["rows"] in (None, specs[1].shape[0]):
         return ()
@@ -104,7 +109,7 @@ register(
         localize=_localize,
         gradient=None,
         effect="none",
-        kernel=Kernel("gather", "ark_embedding", failure=FAILURE),
+        kernel=Kernel("gather", "ark_embedding", failure=FAILURE, packings=_packings),
         expand=_expand,
         parts=None,
         pieces=None,

@@ -10,10 +10,9 @@ ARK_FN ark_affine ark_layernorm_prologue(const Team& team, const Row& row, int64
   return {mean, 1.0f / ark_sqrt(variance + eps)};
 }
 
-// (x - mean) / sqrt(variance + eps) * weight + bias over one row of n fp32 values, in place.
-template <class Team, class Weight, class Bias>
-ARK_FN void ark_layernorm(const Team& team, float* x, int64_t n, const Weight& weight,
-                          const Bias& bias, float eps) {
-  const ark_affine affine = ark_layernorm_prologue(team, ark_row<float>{x, 1}, n, eps);
-  ark_normalize_row(team, affine, x, n, weight, bias);
+// (x - mean) / sqrt(variance + eps) * weight + bias of a row of n values, by index.
+template <class Team, class Row, class Weight, class Bias>
+ARK_FN auto ark_layernorm(const Team& team, const Row& row, float*, int64_t n,
+                          const Weight& weight, const Bias& bias, float eps) {
+  return ark_normalize_row(ark_layernorm_prologue(team, row, n, eps), row, weight, bias);
 }

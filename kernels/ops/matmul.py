@@ -201,6 +201,11 @@ def _expand(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Step
     return tuple(steps)
 
 
+def packings(attrs: Attrs) -> tuple[str, ...]:
+    """How a CPU reads weights that are packed: the right operand's columns are in panels."""
+    return "", "panels_t" if attrs["transpose_other"] else "panels"
+
+
 def _sharding(specs: Specs, out: Spec, attrs: Attrs) -> str:
     # What is below zero is cut off from whole sums only.
     k = "K" if attrs["is_relu"] else "k"
@@ -244,7 +249,7 @@ register(
         localize=None,
         gradient=None,
         effect="none",
-        kernel=Kernel("matmul", "ark_matmul"),
+        kernel=Kernel("matmul", "ark_matmul", packings=packings),
         expand=_expand,
         parts=None,
         pieces=None,

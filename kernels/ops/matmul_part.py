@@ -42,7 +42,7 @@ register(
         localize=None,
         gradient=None,
         effect="none",
-        kernel=Kernel("matmul", "ark_matmul"),
+        kernel=Kernel("matmul", "ark_matmul", packings=matmul.packings),
         expand=None,
         parts=None,
         pieces=None,

@@ -8,9 +8,9 @@ ARK_FN ark_affine ark_rmsnorm_prologue(const Team& team, const Row& row, int64_t
   return {0.0f, 1.0f / ark_sqrt(ark_sum<float>(team, squares, n) / float(n) + eps)};
 }
 
-// x / sqrt(mean of squares + eps) * weight over one row of n fp32 values, in place.
-template <class Team, class Weight>
-ARK_FN void ark_rmsnorm(const Team& team, float* x, int64_t n, const Weight& weight, float eps) {
-  const ark_affine affine = ark_rmsnorm_prologue(team, ark_row<float>{x, 1}, n, eps);
-  ark_normalize_row(team, affine, x, n, weight, ark_absent{});
+// x / sqrt(mean of squares + eps) * weight of a row of n values, by index.
+template <class Team, class Row, class Weight>
+ARK_FN auto ark_rmsnorm(const Team& team, const Row& row, float*, int64_t n, const Weight& weight,
+                        float eps) {
+  return ark_normalize_row(ark_rmsnorm_prologue(team, row, n, eps), row, weight, ark_absent{});
 }

@@ -17,6 +17,7 @@ from ark_dist.launch.rank_memory import RankMemory
 IDLE_SPIN_NS = 50_000
 # Pauses in a wait before it yields the core: many where each worker has a core of its own.
 WAIT_SPINS, CROWDED_WAIT_SPINS = 4096, 4
+PAGE_BYTES = 4096
 
 Memory = npt.NDArray[np.void]
 
@@ -46,6 +47,17 @@ def _lines(record: abi.Record, count: int) -> Memory:
     return raw[start : start + size].view(record.dtype)
 
 
+def _scratch(workers: int, elems: int) -> npt.NDArray[np.float32]:
+    """Zeroed fp32 elements for each worker, on pages of its own.
+
+    What a core fetches ahead ends with a page: it must not take lines that another one writes.
+    """
+    row_bytes = -(-max(elems, 1) * 4 // PAGE_BYTES) * PAGE_BYTES
+    raw = np.zeros(workers * row_bytes + PAGE_BYTES, np.uint8)
+    start = -raw.ctypes.data % PAGE_BYTES
+    return raw[start : start + workers * row_bytes].view(np.float32).reshape(workers, -1)
+
+
 def make_blocks(
     plan: Plan,
     tables: Tables,
@@ -62,7 +74,7 @@ def make_blocks(
     bases = np.array(addresses_of, np.uint64)
     raises = [0] if shared is None else [shared.flag(r).ctypes.data for r in tables.raises] or [0]
     operands = bases[tables.operands["arena"]] + tables.operands["offset"]
-    scratch = np.zeros((workers, max(tables.scratch_elems, 1)), np.float32)
+    scratch = _scratch(workers, tables.scratch_elems)
     cores = np.array(worker_cores(workers, local), np.int32)
     threads = np.zeros(workers, np.uint64)
     flag_addresses = np.array(raises, np.uint64)

@@ -36,7 +36,7 @@ class NullDevice:
 
     def allocate(self) -> Arenas:
         """Make the program's memory in that of this process."""
-        return allocate(self.plan)
+        return allocate(self.plan, is_packed=False)
 
     def start(self, arenas: Arenas) -> None:
         """Set the clock to zero."""

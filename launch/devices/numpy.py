@@ -57,9 +57,11 @@ class NumpyDevice:
         check_world_size(self.plan, self._communicator)
         if self._communicator is not None and self.plan.world_size > 1:
             rows = flag_rows(self.plan)
-            self._link = RankLink(self.plan, self._communicator, rows, len(rows), self._timeout_s)
+            self._link = RankLink(
+                self.plan, self._communicator, rows, len(rows), self._timeout_s, is_packed=False
+            )
             return self._link.arenas
-        return allocate(self.plan)
+        return allocate(self.plan, is_packed=False)
 
     def start(self, arenas: Arenas) -> None:
         """Take the memory to work on."""

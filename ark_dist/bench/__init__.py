@@ -1,0 +1,1 @@
+"""Measure what a model's own work costs, against a floor and against PyTorch."""
