@@ -16,6 +16,7 @@ from ark_dist.kernels.chain import (
 )
 from ark_dist.kernels.cpu_matmul import matmul_call
 from ark_dist.kernels.cpu_nest import (
+    FEWEST_STEPS,
     Call,
     PackedRow,
     anchor_of,
@@ -129,6 +130,9 @@ def with_absent(node: Node, arguments: Sequence[str]) -> list[str]:
 
 def _reduce_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
     anchor = anchor_of(lowered)
+    axis = _column_axis(lowered)
+    if axis is not None:
+        return _columns_call(lowered, box, axis)
     nest = collapse(*outer_loops(lowered, box, ()))
     source = anchor.inputs[0]
     count = len(lowered.operands)
@@ -153,6 +157,42 @@ def _reduce_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Ca
     store = chain_lines(lowered, by_operand, "value", "0")
     lines += ["if (team.rank() == 0) {", *(f"  {line}" for line in store), "}"]
     return Call(function(count, lines), (*nest.params, prod(sizes), *sizes, *strides), 0)
+
+
+def _column_axis(lowered: Lowered) -> int | None:
+    """The output's dimension along which columns to reduce are side by side, if any."""
+    anchor = anchor_of(lowered)
+    kernel = OPS[anchor.op].kernel
+    assert kernel is not None
+    strides = lowered.operands[0].strides
+    # By the whole output, not the tile: a sum's order must not depend on how it is cut.
+    sizes = lowered.output.shape
+    wide = [d for d, size in enumerate(sizes) if strides[d] == 1 and size >= FEWEST_STEPS]
+    is_row = reduced_loops(anchor)[1][-1] == 1
+    return wide[0] if kernel.has_columns and wide and not is_row else None
+
+
+def _columns_call(lowered: Lowered, box: Box, axis: int) -> Call:
+    anchor = anchor_of(lowered)
+    nest = collapse(*outer_loops(lowered, box, (axis,)))
+    extent = box_shape(box)[axis]
+    inner = [o.strides[axis] for o in lowered.operands]
+    by_operand, pointers = pointers_of(lowered, inner, extent)
+    count = len(pointers)
+    kernel = OPS[anchor.op].kernel
+    assert kernel is not None
+    dtype = anchor.inputs[0].dtype
+    sizes, strides = reduced_loops(anchor)
+    rows = f"{{a0 + first, loop.extra + {count + 2}}}"
+    columns = f"ark_columns<{dtype.c_name}, {len(sizes)}>{{{rows}, loop.extra[{count + 1}], count}}"
+    before = [
+        f"{compute_type(dtype)} totals[ARK_PIECE];",
+        f"{kernel.function}_columns({columns}, totals);",
+    ]
+    lines = ["const int64_t n = loop.extra[0];", *declare(pointers, count - 1, 1)]
+    lines += chain_loop(lowered, by_operand, lambda _: "totals[j]", extent, before=before)
+    body = function(count, lines, is_past=goes_past(lowered, pointers))
+    return Call(body, (*nest.params, extent, *inner, prod(sizes), *sizes, *strides), 0)
 
 
 def reduced_loops(node: Node) -> tuple[Shape, Shape]:

@@ -239,7 +239,7 @@ def reduction(
             localize=None,
             gradient=None,
             effect="none",
-            kernel=Kernel("reduce", f"ark_{name}"),
+            kernel=Kernel("reduce", f"ark_{name}", has_columns=result is None),
             expand=None,
             parts=None,
             pieces=None,

@@ -22,6 +22,7 @@ CPU_HEADERS = (
     "include/loop.h",
     "include/tile.h",
     "include/row.h",
+    "include/columns.h",
     "include/attention.h",
     "include/worker.h",
     "include/control.h",

@@ -15,7 +15,7 @@ from ark_dist.core.source import Source
 from ark_dist.launch.compile import compile_source, load_library
 from tests.operator_formulas import FORMULAS, Inputs, allowed_error
 
-HEADERS = ("base.h", "math.h", "team.h", "call.h", "tile.h", "row.h")
+HEADERS = ("base.h", "math.h", "team.h", "call.h", "tile.h", "piece.h", "row.h")
 OPS = ("softmax", "layernorm", "rmsnorm", "cumsum", "argmax", "reduce_mean")
 MEMBERS = 5
 SIZES = (1, 2, 4, 5, 6, 11, 640, 4999)
@@ -99,16 +99,27 @@ void run(const F& f) {
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
+// Write the values of a row over it: each member what the team gives it.
+template <class Value>
+void write(const crowd& team, float* x, int64_t n, const Value& value) {
+  team.each(n, [&](int64_t i) { x[i] = value(i); });
+}
 EXPORT void run_softmax(float* x, int64_t n, const float*, const float*, float) {
-  run([&](const crowd& team) { ark_softmax(team, x, n); });
+  run([&](const crowd& team) {
+    write(team, x, n, ark_softmax(team, ark_row<float>{x, 1}, x, n));
+  });
 }
 EXPORT void run_layernorm(float* x, int64_t n, const float* weight, const float* bias, float eps) {
   run([&](const crowd& team) {
-    ark_layernorm(team, x, n, ark_row<float>{weight, 1}, ark_row<float>{bias, 1}, eps);
+    const ark_row<float> row{x, 1}, by{weight, 1}, plus{bias, 1};
+    write(team, x, n, ark_layernorm(team, row, x, n, by, plus, eps));
   });
 }
 EXPORT void run_rmsnorm(float* x, int64_t n, const float* weight, const float*, float eps) {
-  run([&](const crowd& team) { ark_rmsnorm(team, x, n, ark_row<float>{weight, 1}, eps); });
+  run([&](const crowd& team) {
+    const ark_row<float> row{x, 1}, by{weight, 1};
+    write(team, x, n, ark_rmsnorm(team, row, x, n, by, eps));
+  });
 }
 
 // Every member writes what it found: sum, mean, max, min and argmax.

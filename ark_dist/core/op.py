@@ -71,6 +71,7 @@ class Kernel:
         params: names of the attributes that the function takes, in order, after its tensors;
             generated code has them as literals.
         has_prologue: whether `<function>_prologue` lets a matmul apply it to its rows.
+        has_columns: whether `<function>_columns` reduces columns side by side in memory.
         is_conversion: whether the function's first template argument is the result's type.
         is_in_place: whether it may write into its first input: of that, each tile reads
             nothing but the elements that it writes.
@@ -89,6 +90,7 @@ class Kernel:
     function: str
     params: tuple[str, ...] = ()
     has_prologue: bool = False
+    has_columns: bool = False
     is_conversion: bool = False
     is_in_place: bool = False
     scratch: Callable[[Specs, Spec, Attrs, Box], int] | None = None
