@@ -23,6 +23,7 @@ CPU_HEADERS = (
     "include/tile.h",
     "include/row.h",
     "include/columns.h",
+    "include/micro.h",
     "include/attention.h",
     "include/worker.h",
     "include/control.h",

@@ -1,10 +1,5 @@
 // Elements by the 16 bytes: how products read their operands.
 
-template <class A, class B>
-constexpr bool ark_is_same = false;
-template <class A>
-constexpr bool ark_is_same<A, A> = true;
-
 // 16 bytes of elements: to and from the compute type.
 template <class T>
 constexpr int ark_chunk = 16 / sizeof(T);

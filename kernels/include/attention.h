@@ -5,12 +5,6 @@ constexpr int64_t ARK_ATTENTION_KEYS = 64;
 // Rows there have whole numbers of this many fp32 elements: the widest vector.
 constexpr int64_t ARK_ATTENTION_UNIT = 16;
 
-#if defined(__clang__)
-#define ARK_ATTENTION_UNROLL _Pragma("unroll")
-#else
-#define ARK_ATTENTION_UNROLL _Pragma("GCC unroll 16")
-#endif
-
 // --- vectors ------------------------------------------------------------------------------------
 
 template <int... LANE>
@@ -71,7 +65,7 @@ ARK_FN void ark_attention_swap(ark_attention_vector& a, ark_attention_vector& b,
 template <int H = ARK_ATTENTION_LANES / 2>
 ARK_FN void ark_attention_turn(ark_attention_vector* x) {
   if constexpr (H > 0) {
-    ARK_ATTENTION_UNROLL
+    ARK_UNROLL
     for (int i = 0; i < ARK_ATTENTION_LANES; ++i)
       if (!(i & H)) ark_attention_swap<H>(x[i], x[i + H], ark_attention_all{});
     ark_attention_turn<H / 2>(x);
@@ -82,7 +76,7 @@ ARK_FN void ark_attention_turn(ark_attention_vector* x) {
 template <int H = ARK_ATTENTION_LANES / 2>
 ARK_FN void ark_attention_fold(ark_attention_vector* x) {
   if constexpr (H > 0) {
-    ARK_ATTENTION_UNROLL
+    ARK_UNROLL
     for (int i = 0; i < H; ++i) {
       ark_attention_swap<H>(x[i], x[i + H], ark_attention_all{});
       x[i] += x[i + H];
@@ -279,10 +273,10 @@ ARK_FN void ark_attention_micro(const ark_attention_product<B>& p, int64_t colum
   ark_attention_vector c[ROWS][VECTORS] = {};
   float* sums = p.sums + column;
   if (!p.is_first) {
-    ARK_ATTENTION_UNROLL
+    ARK_UNROLL
     for (int r = 0; r < ROWS; ++r) {
       const float factor = p.factors != nullptr ? p.factors[r] : 1.0f;
-      ARK_ATTENTION_UNROLL
+      ARK_UNROLL
       for (int v = 0; v < VECTORS; ++v)
         c[r][v] =
             ark_attention_read(sums + r * p.sums_stride + v * ARK_ATTENTION_LANES) * factor;
@@ -292,18 +286,18 @@ ARK_FN void ark_attention_micro(const ark_attention_product<B>& p, int64_t colum
   const B* b = p.b + column;
   for (int64_t d = 0; d < p.depth; ++d, ++a, b += p.b_stride) {
     ark_attention_vector x[VECTORS];
-    ARK_ATTENTION_UNROLL
+    ARK_UNROLL
     for (int v = 0; v < VECTORS; ++v) x[v] = ark_attention_widened(b + v * ARK_ATTENTION_LANES);
-    ARK_ATTENTION_UNROLL
+    ARK_UNROLL
     for (int r = 0; r < ROWS; ++r) {
       const ark_attention_vector y = Units::every(a + r * ARK_ATTENTION_KEYS);
-      ARK_ATTENTION_UNROLL
+      ARK_UNROLL
       for (int v = 0; v < VECTORS; ++v) Units::add(c[r][v], y, x[v]);
     }
   }
-  ARK_ATTENTION_UNROLL
+  ARK_UNROLL
   for (int r = 0; r < ROWS; ++r)
-    ARK_ATTENTION_UNROLL
+    ARK_UNROLL
     for (int v = 0; v < VECTORS; ++v)
       ark_attention_write(sums + r * p.sums_stride + v * ARK_ATTENTION_LANES, c[r][v]);
 }

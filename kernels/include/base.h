@@ -20,6 +20,11 @@
 #endif
 #define ARK_LIKELY(x) __builtin_expect(!!(x), 1)
 
+template <class A, class B>
+constexpr bool ark_is_same = false;
+template <class A>
+constexpr bool ark_is_same<A, A> = true;
+
 typedef bool ark_bool;
 #if defined(ARK_GPU)
 struct ark_fp16 {

@@ -2,6 +2,13 @@
 // the loops in between are plain fp32, which vectorizes. Results that are much larger than the
 // caches are written past them.
 
+// For loops over values that registers keep: without it GCC puts them into memory.
+#if defined(__clang__)
+#define ARK_UNROLL _Pragma("unroll")
+#else
+#define ARK_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 // Elements of a piece: those of several operands stay in the first cache.
 constexpr int64_t ARK_PIECE = 512;
 ARK_FN int64_t ark_piece(int64_t left) { return left < ARK_PIECE ? left : ARK_PIECE; }
@@ -34,17 +41,12 @@ ARK_FN ark_halves ark_narrowed(ark_wholes x) {
 #endif
 #endif
 
-template <class T>
-constexpr bool ark_is_fp16 = false;
-template <>
-constexpr bool ark_is_fp16<ark_fp16> = true;
-
 // Widen n elements to fp32.
 template <class T>
 ARK_PART void ark_widen(float* to, const T* from, int64_t n) {
   int64_t i = 0;
 #if defined(ARK_CONVERTS_FP16)
-  if constexpr (ark_is_fp16<T>)
+  if constexpr (ark_is_same<T, ark_fp16>)
     for (; i + ARK_CONVERTED <= n; i += ARK_CONVERTED)
       *reinterpret_cast<ark_wholes*>(to + i) =
           ark_widened(*reinterpret_cast<const ark_halves*>(from + i));
@@ -62,11 +64,6 @@ ARK_FN void ark_load_row(float* to, const T* from, int64_t n, int64_t stride) {
   for (int64_t i = 0; i < n; ++i) to[i] = ark_load<T>(from[i * stride]);
 }
 
-template <class T>
-constexpr bool ark_is_bf16 = false;
-template <>
-constexpr bool ark_is_bf16<ark_bf16> = true;
-
 // 16 at a time, as ark_store rounds one: GCC 12 does not find the loop.
 typedef uint32_t ark_words __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint16_t ark_upper_halves __attribute__((vector_size(32), aligned(2), may_alias));
@@ -82,12 +79,12 @@ template <class T>
 ARK_PART void ark_narrow(T* to, const float* from, int64_t n) {
   int64_t i = 0;
 #if defined(ARK_CONVERTS_FP16)
-  if constexpr (ark_is_fp16<T>)
+  if constexpr (ark_is_same<T, ark_fp16>)
     for (; i + ARK_CONVERTED <= n; i += ARK_CONVERTED)
       *reinterpret_cast<ark_halves*>(to + i) =
           ark_narrowed(*reinterpret_cast<const ark_wholes*>(from + i));
 #endif
-  if constexpr (ark_is_bf16<T>)
+  if constexpr (ark_is_same<T, ark_bf16>)
     for (; i + 16 <= n; i += 16) ark_store_bf16s(to + i, from + i);
   const int64_t rest = n - i;
   ARK_INDEPENDENT

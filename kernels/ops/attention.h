@@ -83,11 +83,11 @@ ARK_PART void ark_attention_turned(const ark_attention_memory& m,
     }
     for (int64_t u = 0; u < m.depth; u += ARK_ATTENTION_LANES) {
       ark_attention_vector x[ARK_ATTENTION_LANES];
-      ARK_ATTENTION_UNROLL
+      ARK_UNROLL
       for (int i = 0; i < ARK_ATTENTION_LANES; ++i)
         x[i] = ark_attention_read(source + i * bytes + u * int64_t(sizeof(float)));
       ark_attention_turn(x);
-      ARK_ATTENTION_UNROLL
+      ARK_UNROLL
       for (int i = 0; i < ARK_ATTENTION_LANES; ++i)
         ark_attention_write(m.keys + (u + i) * ARK_ATTENTION_KEYS + j, x[i]);
     }
@@ -104,7 +104,7 @@ ARK_PART void ark_attention_dots(const ark_attention_memory& m, int64_t rows, co
       for (int64_t u = 0; u < m.depth; u += ARK_ATTENTION_LANES) {
         const ark_attention_vector query = ark_attention_read(m.query(r, u));
         const char* key = keys + u * int64_t(sizeof(float));
-        ARK_ATTENTION_UNROLL
+        ARK_UNROLL
         for (int i = 0; i < ARK_ATTENTION_LANES; ++i)
           Units::add(x[i], query, ark_attention_read(key + i * bytes));
       }
