@@ -24,6 +24,7 @@ CPU_HEADERS = (
     "include/row.h",
     "include/columns.h",
     "include/micro.h",
+    "include/amx.h",
     "include/attention.h",
     "include/worker.h",
     "include/control.h",

@@ -1,5 +1,6 @@
 """Read the CPU's features and turn an instruction set's name into compiler flags."""
 
+import ctypes
 import functools
 import os
 from collections.abc import Iterable
@@ -43,6 +44,8 @@ OPTIONAL_FLAGS: dict[str, dict[str, str]] = {
     },
     "amx": {},
 }
+# From asm/prctl.h: the system call arch_prctl, its request, and the tile registers' data.
+SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
 LADDER = tuple(NEEDS)  # each step includes those before it
 
 
@@ -57,10 +60,7 @@ def parse_features(lines: Iterable[str]) -> frozenset[str]:
 
 @functools.cache
 def cpu_features() -> frozenset[str]:
-    """Return this CPU's features by their /proc/cpuinfo names; empty where they can't be read.
-
-    AMX-FP16 is left out: older kernels do not list it, and only CPUID could tell.
-    """
+    """Return this CPU's features by their /proc/cpuinfo names; empty where they can't be read."""
     try:
         with CPUINFO.open(encoding="ascii", errors="replace") as lines:
             return parse_features(lines)
@@ -68,8 +68,18 @@ def cpu_features() -> frozenset[str]:
         return frozenset()
 
 
+@functools.cache
+def is_amx_granted() -> bool:
+    """Ask Linux for the tile registers of AMX, which a process has to, once for all threads."""
+    if os.uname().machine != "x86_64":
+        return False
+    request = (SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+    failed: int = ctypes.CDLL(None).syscall(*map(ctypes.c_long, request))
+    return failed == 0
+
+
 def can_run(isa: str, *, features: frozenset[str] | None = None) -> bool:
-    """Tell whether this CPU has what a body of `isa` needs.
+    """Tell whether this process can run a body of `isa`; for "amx", Linux has to agree.
 
     Args:
         isa: one of "portable", "avx2", "avx512", "amx".
@@ -79,7 +89,10 @@ def can_run(isa: str, *, features: frozenset[str] | None = None) -> bool:
         ValueError: the instruction set is unknown.
     """
     have = cpu_features() if features is None else features
-    return all(feature in have for step in _steps(isa) for feature in NEEDS[step])
+    steps = _steps(isa)
+    if not all(feature in have for step in steps for feature in NEEDS[step]):
+        return False
+    return features is not None or "amx" not in steps or is_amx_granted()
 
 
 def best_isa(*, features: frozenset[str] | None = None) -> str:

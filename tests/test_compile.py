@@ -505,6 +505,15 @@ def test_the_best_isa_is_the_highest_whose_needs_are_all_there(isa: str) -> None
         assert ISAS.index(cpuinfo.best_isa(features=have - {missing})) < ISAS.index(isa)
 
 
+@pytest.mark.parametrize(("is_granted", "best"), [(True, "amx"), (False, "avx512")])
+def test_amx_is_used_where_linux_grants_it(
+    is_granted: bool, best: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpuinfo, "cpu_features", lambda: up_to("amx"))
+    monkeypatch.setattr(cpuinfo, "is_amx_granted", lambda: is_granted)
+    assert cpuinfo.best_isa() == best
+
+
 @needs_x86
 def test_flags_are_explicit_and_optional_ones_follow_the_cpu() -> None:
     assert cpuinfo.isa_flags("portable") == ()

@@ -109,11 +109,11 @@ ARK_FN ark_attention_vector ark_attention_exp(ark_attention_vector x) {
   const ark_attention_vector shifted = above * 1.44269504088896341f + rounder;
   const ark_attention_vector n = shifted - rounder;
   const ark_attention_vector r = (above - n * ARK_LN2_HIGH) - n * ARK_LN2_LOW;
-  ark_attention_vector p = r * (1.0f / 5040) + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
+  // As ark_exp_series.
+  ark_attention_vector p = r * 1.3814540580e-3f + 8.3687454462e-3f;
+  p = p * r + 4.1668388993e-2f;
+  p = p * r + 1.6666521132e-1f;
+  p = p * r + 4.9999994040e-1f;
   const ark_attention_vector value = 1.0f + (r + r * r * p);
   const ark_attention_vector power = (ark_attention_vector)((ark_attention_ints)shifted << 23);
   return x < lowest ? ark_attention_vector{} : value * power;

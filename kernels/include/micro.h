@@ -234,11 +234,3 @@ ARK_FN void ark_matmul_panels(float* to, ark_matmul_block<E, B> block, int64_t r
   }
   if constexpr (PANELS > 1) ark_matmul_panels<PANELS / 2>(to, block, rows, panels, is_first);
 }
-
-// to[rows][columns] of ARK_COLUMNS; compiled once for all task functions.
-template <class E, class B>
-ARK_PART void ark_matmul_sums(float* to, const ark_matmul_block<E, B>& block, int64_t rows,
-                              int64_t columns, bool is_first) {
-  ark_matmul_panels<ARK_MICRO_PANELS>(to, block, rows, (columns + ARK_PANEL - 1) / ARK_PANEL,
-                                      is_first);
-}

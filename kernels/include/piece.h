@@ -41,6 +41,20 @@ ARK_FN ark_halves ark_narrowed(ark_wholes x) {
 #endif
 #endif
 
+// 16 bf16 at a time: widened, and rounded as ark_store does. GCC 12 does not find such loops.
+typedef uint32_t ark_words __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t ark_upper_halves __attribute__((vector_size(32), aligned(2), may_alias));
+ARK_FN void ark_load_bf16s(float* to, const ark_bf16* from) {
+  const ark_upper_halves bits = *reinterpret_cast<const ark_upper_halves*>(from);
+  *reinterpret_cast<ark_words*>(to) = __builtin_convertvector(bits, ark_words) << 16;
+}
+ARK_FN void ark_store_bf16s(ark_bf16* to, const float* from) {
+  const ark_words bits = *reinterpret_cast<const ark_words*>(from);
+  const ark_words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, nan = (bits >> 16) | 0x40;
+  const ark_words result = (bits & 0x7fffffff) > 0x7f800000 ? nan : rounded;
+  *reinterpret_cast<ark_upper_halves*>(to) = __builtin_convertvector(result, ark_upper_halves);
+}
+
 // Widen n elements to fp32.
 template <class T>
 ARK_PART void ark_widen(float* to, const T* from, int64_t n) {
@@ -51,6 +65,8 @@ ARK_PART void ark_widen(float* to, const T* from, int64_t n) {
       *reinterpret_cast<ark_wholes*>(to + i) =
           ark_widened(*reinterpret_cast<const ark_halves*>(from + i));
 #endif
+  if constexpr (ark_is_same<T, ark_bf16>)
+    for (; i + 16 <= n; i += 16) ark_load_bf16s(to + i, from + i);
   const int64_t rest = n - i;
   ARK_INDEPENDENT
   for (int64_t j = 0; j < rest; ++j) to[i + j] = ark_load<T>(from[i + j]);
@@ -62,16 +78,6 @@ ARK_FN void ark_load_row(float* to, const T* from, int64_t n, int64_t stride) {
   if (stride == 1) return ark_widen(to, from, n);
   ARK_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) to[i] = ark_load<T>(from[i * stride]);
-}
-
-// 16 at a time, as ark_store rounds one: GCC 12 does not find the loop.
-typedef uint32_t ark_words __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint16_t ark_upper_halves __attribute__((vector_size(32), aligned(2), may_alias));
-ARK_FN void ark_store_bf16s(ark_bf16* to, const float* from) {
-  const ark_words bits = *reinterpret_cast<const ark_words*>(from);
-  const ark_words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, nan = (bits >> 16) | 0x40;
-  const ark_words result = (bits & 0x7fffffff) > 0x7f800000 ? nan : rounded;
-  *reinterpret_cast<ark_upper_halves*>(to) = __builtin_convertvector(result, ark_upper_halves);
 }
 
 // Round n values to elements, once.

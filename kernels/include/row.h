@@ -86,6 +86,16 @@ ARK_FN void ark_parts(const ark_grid<T, DIMS>& grid, int64_t n, const F& f) {
   }
 }
 
+// Fold twice WIDTH lanes into the first, halving their number. Steps of fixed width vectorize.
+template <int WIDTH, class T, class Step>
+ARK_FN void ark_fold_halves(T* lanes, const Step& step) {
+  if constexpr (WIDTH > 0) {
+    ARK_INDEPENDENT
+    for (int lane = 0; lane < WIDTH; ++lane) lanes[lane] = step(lanes[lane], lanes[lane + WIDTH]);
+    ark_fold_halves<WIDTH / 2>(lanes, step);
+  }
+}
+
 // Fold n values by index into lanes, and those into one, in an order that depends on n alone.
 template <class T, int LANES = ARK_LANES, class Row, class Step>
 ARK_FN T ark_fold_lanes(const Row& row, int64_t n, T start, const Step& step) {
@@ -96,9 +106,7 @@ ARK_FN T ark_fold_lanes(const Row& row, int64_t n, T start, const Step& step) {
     ARK_INDEPENDENT
     for (int lane = 0; lane < LANES; ++lane) lanes[lane] = step(lanes[lane], row(i + lane));
   for (int lane = 0; i < n; ++i, ++lane) lanes[lane] = step(lanes[lane], row(i));
-  for (int width = LANES / 2; width > 0; width /= 2)
-    for (int lane = 0; lane < width; ++lane)
-      lanes[lane] = step(lanes[lane], lanes[lane + width]);
+  ark_fold_halves<LANES / 2>(lanes, step);
   return lanes[0];
 }
 

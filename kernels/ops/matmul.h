@@ -129,6 +129,24 @@ struct ark_matmul_norm {
   }
 };
 
+// Rows that vectors take, where there are tiles for more; and for which panels of a narrower type
+// are widened on the way, where more are worth a copy.
+constexpr int64_t ARK_MATMUL_FEW = ARK_MICRO_ROWS;
+
+// to[rows][columns] of ARK_COLUMNS = a * b or +=; compiled once for all task functions.
+template <class E, class B>
+ARK_PART void ark_matmul_sums(float* to, const ark_matmul_block<E, B>& block, int64_t rows,
+                              int64_t columns, bool is_first) {
+  constexpr bool is_tiled = ark_is_same<E, B> && ark_amx_multiplies<E>;
+  constexpr bool is_vector = ark_is_same<E, ark_matmul_element<E>>;
+  if constexpr (is_tiled)
+    if (!is_vector || rows > ARK_MATMUL_FEW)
+      return ark_amx_sums(to, block, rows, columns, is_first);
+  if constexpr (is_vector)
+    ark_matmul_panels<ARK_MICRO_PANELS>(to, block, rows, (columns + ARK_PANEL - 1) / ARK_PANEL,
+                                        is_first);
+}
+
 // A as micro tiles read it: where it is, or a copy.
 template <class E>
 struct ark_matmul_a {
@@ -146,17 +164,15 @@ ARK_FN ark_matmul_a<E> ark_matmul_left(E* copy, int64_t copy_stride, const T* a,
   return {copy, copy_stride};
 }
 
-// Rows for which panels of a narrower type are widened on the way; for more they are copied.
-constexpr int64_t ARK_MATMUL_FEW = ARK_MICRO_ROWS;
-
 // B as it is given, row-major or turned, or `IS_PACKED`: in panels.
 template <class T, bool IS_PACKED>
 struct ark_matmul_b {
-  typedef ark_matmul_element<T> E;
+  typedef T type;
   static constexpr bool is_packed = IS_PACKED;
   const T* data;
 
   // sums = left * some columns of B along all of the depth; `copy` is memory for panels.
+  template <class E>
   ARK_FN void multiply(float* sums, const ark_matmul_a<E>& left, E* copy,
                        const ark_matmul_shape& s, int64_t rows, int64_t column,
                        int64_t columns) const {
@@ -216,19 +232,14 @@ ARK_FN void ark_matmul_stream(float* sums, float* row, const TA* a, const TB* b,
 // Rows that make copying B into panels worth its while.
 constexpr int64_t ARK_MATMUL_MIN_ROWS = 4;
 
-// Scratch memory: sums of all rows of a block, a copy of A's rows, a copy of B's panels.
-template <class TA, class B, class Prologue, class Epilogue>
-ARK_FN void ark_matmul(float* scratch, const TA* a, const B& b, const ark_matmul_shape& s,
-                       Prologue prologue, const Epilogue& epilogue) {
-  typedef typename B::E E;
+// Products of elements of type E. Scratch memory: sums of all rows of a block, a copy of B's panels,
+// a copy of A's rows.
+template <class E, class TA, class B, class Prologue, class Epilogue>
+ARK_FN void ark_matmul_blocks(float* scratch, const TA* a, const B& b, const ark_matmul_shape& s,
+                              Prologue& prologue, const Epilogue& epilogue) {
   float* sums = scratch;
   E* copied_b = reinterpret_cast<E*>(sums + s.rows * ARK_COLUMNS);
   E* copied_a = reinterpret_cast<E*>(sums + s.rows * ARK_COLUMNS + ARK_COLUMNS * ARK_COPIED_DEPTH);
-  if (!B::is_packed && s.m < ARK_MATMUL_MIN_ROWS) {
-    float* row = reinterpret_cast<float*>(copied_a);
-    ark_matmul_stream(sums, row, a, b.data, s, prologue, epilogue);
-    return;
-  }
   const int64_t a_stride = ark_whole(s.k, ARK_PAIR<E>);
   for (int64_t i0 = 0; i0 < s.m; i0 += s.rows, a += s.rows * s.a_m) {
     const int64_t rows = s.m - i0 < s.rows ? s.m - i0 : s.rows;
@@ -241,4 +252,18 @@ ARK_FN void ark_matmul(float* scratch, const TA* a, const B& b, const ark_matmul
       for (int64_t i = 0; i < rows; ++i) epilogue(i0 + i, j0, sums + i * ARK_COLUMNS, columns);
     }
   }
+}
+
+template <class TA, class B, class Prologue, class Epilogue>
+ARK_FN void ark_matmul(float* scratch, const TA* a, const B& b, const ark_matmul_shape& s,
+                       Prologue prologue, const Epilogue& epilogue) {
+  typedef typename B::type T;
+  if (!B::is_packed && s.m < ARK_MATMUL_MIN_ROWS) {
+    float* row = scratch + ARK_STREAM_COLUMNS;
+    return ark_matmul_stream(scratch, row, a, b.data, s, prologue, epilogue);
+  }
+  if constexpr (ark_amx_multiplies<T>)
+    if (ark_amx_has<T>() && s.m > ARK_MATMUL_FEW)
+      return ark_matmul_blocks<T>(scratch, a, b, s, prologue, epilogue);
+  ark_matmul_blocks<ark_matmul_element<T>>(scratch, a, b, s, prologue, epilogue);
 }

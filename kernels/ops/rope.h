@@ -51,6 +51,26 @@ ARK_FN void ark_rope_pair(const T* x, T* y, const A* angle, int64_t angle_step, 
   y[second * y_step] = ark_store<T>(b * c + a * s);
 }
 
+#if !defined(ARK_GPU)
+// All pairs of a row, as fp32 in pieces; of rows that are side by side in memory.
+template <class A, class T>
+ARK_FN void ark_rope_row(const T* x, T* y, const A* angles, int64_t half, bool interleaved) {
+  float values[ARK_PIECE], turned[ARK_PIECE], factors[ARK_PIECE];
+  ark_widen(values, x, 2 * half);
+  ark_widen(factors, angles, 2 * half);
+  if (interleaved) {
+    ARK_INDEPENDENT
+    for (int64_t i = 0; i < half; ++i)
+      ark_rope_pair(values, turned, factors + 2 * i, 1, 2 * i, 2 * i + 1, 1, 1);
+  } else {
+    ARK_INDEPENDENT
+    for (int64_t i = 0; i < half; ++i)
+      ark_rope_pair(values, turned, factors + 2 * i, 1, i, i + half, 1, 1);
+  }
+  ark_narrow(y, turned, 2 * half);
+}
+#endif
+
 template <class Team, class T, class A, int DIMS, int TABLE_DIMS, class Position>
 ARK_FN void ark_rope(const Team& team, const ark_call& call, const ark_tile<const T, DIMS>& in,
                      const ark_tile<const A, TABLE_DIMS>& table, const Position& position,
@@ -66,6 +86,16 @@ ARK_FN void ark_rope(const Team& team, const ark_call& call, const ark_tile<cons
   const int64_t angle_step = table.stride(TABLE_DIMS - 1);
   const int64_t row_count = ark_quotient(out.count(), out.size(last));
   const bool is_plain = x_step == 1 && y_step == 1 && angle_step == 1;
+#if !defined(ARK_GPU)
+  constexpr bool is_narrow = sizeof(T) < sizeof(float) || sizeof(A) < sizeof(float);
+  if (is_narrow && is_plain && 2 * half <= ARK_PIECE) {
+    for (int64_t row = 0; row < row_count; ++row) {
+      const ark_position<DIMS> at(out, row);
+      const A* angles = table.data + rows.offset(at);
+      ark_rope_row(in.data + at.in(in), out.data + at.in(out), angles, half, interleaved);
+    }
+  } else
+#endif
   ark_each_cell(team, row_count, half, [&](int64_t row) {
     const ark_position<DIMS> at(out, row);
     const T* x = in.data + at.in(in);
