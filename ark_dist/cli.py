@@ -135,6 +135,9 @@ def trace(
         "trace.json"
     ),
     ranks: Annotated[int, typer.Option(help="How many ranks to run it on; 1 is no launcher.")] = 1,
+    picture: Annotated[
+        Path | None, typer.Option(help="An SVG file for a picture of the last iteration.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a program and write a trace of its kernels' tasks for Perfetto or chrome://tracing.
@@ -143,12 +146,14 @@ def trace(
     the program fails, what the ranks wrote until then stays.
     """
     from ark_dist.launch.trace_merge import remove_parts
+    from ark_dist.launch.trace_picture import draw_iteration
 
     if not script.is_file():
         _fail(f"{script} is not a file; name a Python program")
     target = out.absolute()
-    if not target.parent.is_dir():
-        _fail(f"folder {target.parent} does not exist; make it, or choose another --out")
+    _check_folder(target, "--out")
+    if picture is not None:
+        _check_folder(picture.absolute(), "--picture")
     if ranks < 1:
         _fail(f"--ranks is {ranks}; it must be 1 or more")
     target.unlink(missing_ok=True)
@@ -171,6 +176,8 @@ def trace(
         _fail(f"{script} stopped no kernel on a CPU, so there is nothing to trace")
     remove_parts(target)
     document = json.loads(target.read_text("utf-8"))
+    if picture is not None:
+        picture.write_text(draw_iteration(document), "utf-8")
     count = len(document["traceEvents"])
     row: dict[str, object] = {"path": str(out), "events": count}
     if "ark_dist" in document:
@@ -265,6 +272,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _cache() -> CompileCache:
     return CompileCache(read_settings().cache_dir)
+
+
+def _check_folder(path: Path, option: str) -> None:
+    if not path.parent.is_dir():
+        _fail(f"folder {path.parent} does not exist; make it, or choose another {option}")
 
 
 def _fail(message: str) -> None:

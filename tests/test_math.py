@@ -30,7 +30,7 @@ from tests.elementwise_cases import (
 # The largest errors, in units of the result's last place, that kernels/include/math.h states.
 ULPS = {
     **{"exp": 1.0, "log": 1.0, "sqrt": 0.5, "rsqrt": 1.5, "sin": 2.5, "cos": 2.5},
-    **{"tanh": 2.5, "sigmoid": 2.5, "silu": 3.5, "gelu": 6.5},
+    **{"tanh": 2.75, "sigmoid": 2.5, "silu": 3.5, "gelu": 7.0},
 }
 POW_ULPS = 1.0
 
