@@ -53,7 +53,7 @@ def test_the_last_iteration_is_drawn_with_what_each_kind_took() -> None:
 
 
 def test_a_trace_without_tasks_cannot_be_drawn() -> None:
-    with pytest.raises(ValueError, match="^the trace has no tasks"):
+    with pytest.raises(ValueError, match=r"^the trace has no tasks"):
         draw_iteration(document())
 
 
