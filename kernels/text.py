@@ -23,13 +23,12 @@ CPU_HEADERS = (
     "include/tile.h",
     "include/row.h",
     "include/columns.h",
-    "include/micro.h",
-    "include/amx.h",
-    "include/attention.h",
     "include/worker.h",
     "include/control.h",
 )
 CPU_TAIL = ("include/host.h",)
+# How a header names one that not all programs have.
+INCLUDED = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)
 CUDA_HEADERS = (
     "include/base.h",
     "include/math.h",
@@ -115,7 +114,7 @@ def shared_layout(arch: str, shared_bytes: int, has_stream: bool) -> SharedLayou
 
 def cpu_text(parts: Parts) -> str:
     """The C++ of a program: threads walk the queues."""
-    texts = [*_headers(CPU_HEADERS), *_op_headers(parts, ".h")]
+    texts = _headers(with_included((*CPU_HEADERS, *_op_headers(parts, ".h"))))
     names = ",\n    ".join(name for _, name, _ in parts.functions)
     texts.append(_functions(parts, "void"))
     texts.append(f"const ark_function ark_functions[] = {{\n    {names}\n}};")
@@ -132,7 +131,8 @@ def cuda_text(parts: Parts) -> str:
         f"constexpr uint32_t ARK_RING_SLOTS = {layout.slots};\n"
         f"constexpr uint32_t ARK_SLOT_BYTES = {layout.slot_bytes};"
     )
-    texts = [constants, *_headers(CUDA_HEADERS), *_op_headers(parts, ".cuh", ".h")]
+    names = with_included((*CUDA_HEADERS, *_op_headers(parts, ".cuh", ".h")))
+    texts = [constants, *_headers(names)]
     texts.append(_functions(parts, "GPU_TASK void"))
     cases = [
         f"    case {i}: return {name}(call);" for i, (_, name, _) in enumerate(parts.functions)
@@ -159,15 +159,21 @@ def _title(parts: Parts) -> str:
 
 
 def _headers(names: Iterable[str]) -> list[str]:
-    return [
-        f"// ----- {name}\n" + (abi.c_header() if name == ABI else _read(name)) for name in names
-    ]
+    return [f"// ----- {name}\n{INCLUDED.sub('', _read(name)).strip()}" for name in names]
+
+
+def with_included(names: Iterable[str]) -> list[str]:
+    """These files of ark_dist.kernels, each once and behind those that it includes."""
+    found: dict[str, None] = {}
+    for name in names:
+        found |= dict.fromkeys([*with_included(INCLUDED.findall(_read(name))), name])
+    return list(found)
 
 
 def _op_headers(parts: Parts, *endings: str) -> list[str]:
     # A norm's header comes before the matmul that may use it as a prologue.
     ops = sorted(parts.ops, key=lambda op: (op == "matmul", op))
-    return _headers(_op_header(op, endings) for op in ops)
+    return [_op_header(op, endings) for op in ops]
 
 
 def _op_header(op: str, endings: tuple[str, ...]) -> str:
@@ -177,6 +183,8 @@ def _op_header(op: str, endings: tuple[str, ...]) -> str:
 
 
 def _read(name: str) -> str:
+    if name == ABI:
+        return abi.c_header()
     text: str = (resources.files("ark_dist.kernels") / name).read_text("utf-8")
     return text.strip()
 

@@ -16,6 +16,7 @@ from ark_dist.core.packing import PANEL_WIDTH, pack, packed_shape
 from ark_dist.core.settings import read_settings
 from ark_dist.core.source import Source
 from ark_dist.kernels.cpu_matmul import COLUMNS, COPIED_DEPTH, block_rows
+from ark_dist.kernels.text import INCLUDED
 from ark_dist.launch import cpuinfo
 from ark_dist.launch.compile import compile_source, load_library
 
@@ -30,8 +31,8 @@ SHAPES = (
 # Sums are fp32: 2^-24 for each of the additions that a result goes through, of products up to 1.
 ROUNDING = 2.0**-24
 
-BEFORE = ("base", "math", "team", "piece")
-AFTER = ("call", "loop", "tile", "row", "micro")
+BEFORE = ("include/base", "include/math", "include/team", "include/piece")
+AFTER = ("include/call", "include/loop", "include/tile", "include/row", "include/micro")
 
 # The instructions, and what the processor would refuse.
 EMULATED = """
@@ -124,13 +125,12 @@ def text(*, is_emulated: bool) -> str:
     """The kernels' texts that matrix products need."""
     files = resources.files("ark_dist.kernels")
 
-    def headers(names: tuple[str, ...]) -> list[str]:
-        return [(files / "include" / f"{name}.h").read_text("utf-8") for name in names]
+    def texts(names: tuple[str, ...]) -> list[str]:
+        return [INCLUDED.sub("", (files / f"{name}.h").read_text("utf-8")) for name in names]
 
-    emulated = (EMULATED, MISTAKES) if is_emulated else ("", "")
-    body = [*headers(("amx",)), (files / "ops" / "matmul.h").read_text("utf-8"), EXPORTS]
-    parts = [*headers(BEFORE), abi.c_header(), *headers(AFTER), emulated[0], *body, emulated[1]]
-    return "\n".join(parts)
+    instead, count = (EMULATED, MISTAKES) if is_emulated else ("", "")
+    parts = [*texts(BEFORE), abi.c_header(), *texts(AFTER), instead]
+    return "\n".join([*parts, *texts(("include/amx", "ops/matmul")), EXPORTS, count])
 
 
 @cache

@@ -1,6 +1,8 @@
 // Products of rows with panels in the tile registers of AMX. A panel of 16-bit pairs is what a tile
 // holds of B: 16 columns by 2 rows of K.
 
+#include "include/micro.h"
+
 #if defined(__AMX_TILE__)
 #define ARK_AMX
 

@@ -97,13 +97,19 @@ ARK_FN void ark_matmul_products(ark_micro_sums<ROWS, PANELS>& sums,
 
 template <class T>
 ARK_FN void ark_widen_panel(float* to, const T* from) {
+  if constexpr (ark_is_same<T, ark_bf16>) {
+    ark_load_bf16s(to, from);
+    return;
+  }
 #if defined(ARK_CONVERTS_FP16)
-  for (int j = 0; j < ARK_PANEL; j += ARK_CONVERTED)
-    *reinterpret_cast<ark_wholes*>(to + j) =
-        ark_widened(*reinterpret_cast<const ark_halves*>(from + j));
-#else
-  for (int j = 0; j < ARK_PANEL; ++j) to[j] = ark_load<T>(from[j]);
+  if constexpr (ark_is_same<T, ark_fp16>) {
+    for (int j = 0; j < ARK_PANEL; j += ARK_CONVERTED)
+      *reinterpret_cast<ark_wholes*>(to + j) =
+          ark_widened(*reinterpret_cast<const ark_halves*>(from + j));
+    return;
+  }
 #endif
+  for (int j = 0; j < ARK_PANEL; ++j) to[j] = ark_load<T>(from[j]);
 }
 
 // Take 16 pairs apart and widen them.

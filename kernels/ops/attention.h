@@ -3,6 +3,8 @@
 // share a key head pass a block together. The order of a row's sums depends on its keys alone, not
 // on the rows beside it.
 
+#include "include/attention.h"
+
 // Keys in a block, and query rows that share the reading of it. kernels/ops/attention.py knows
 // both.
 static_assert(ARK_ATTENTION_KEYS == 64);

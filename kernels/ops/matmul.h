@@ -1,6 +1,9 @@
 // Matrix multiplication. B is read in panels of 16 columns, which packed weights are stored in
 // (core/packing.py) and other operands are copied into, block by block.
 
+#include "include/micro.h"
+#include "include/amx.h"
+
 constexpr int64_t ARK_STREAM_COLUMNS = 1024;
 // Depth of a block of panels that stay in the second cache while all rows pass; and of a block that
 // is copied, which costs the cache twice.
