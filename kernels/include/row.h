@@ -86,28 +86,101 @@ ARK_FN void ark_parts(const ark_grid<T, DIMS>& grid, int64_t n, const F& f) {
   }
 }
 
-// Fold twice WIDTH lanes into the first, halving their number. Steps of fixed width vectorize.
-template <int WIDTH, class T, class Step>
-ARK_FN void ark_fold_halves(T* lanes, const Step& step) {
-  if constexpr (WIDTH > 0) {
-    ARK_INDEPENDENT
-    for (int lane = 0; lane < WIDTH; ++lane) lanes[lane] = step(lanes[lane], lanes[lane + WIDTH]);
-    ark_fold_halves<WIDTH / 2>(lanes, step);
+// Steps of folds: integers wrap, and a NaN wins. | where || would be a branch.
+struct ark_plus {
+  template <class T>
+  ARK_FN T operator()(T a, T b) const {
+    return T(a + b);
+  }
+};
+struct ark_larger {
+  template <class T>
+  ARK_FN T operator()(T a, T b) const {
+    return (b > a) | (b != b) ? b : a;
+  }
+};
+struct ark_smaller {
+  template <class T>
+  ARK_FN T operator()(T a, T b) const {
+    return (b < a) | (b != b) ? b : a;
+  }
+};
+
+#if !defined(ARK_GPU)
+// Folding the last lanes one by one, steps would branch on what the values are; as one vector they
+// don't.
+typedef float ark_lanes __attribute__((vector_size(64), may_alias));
+template <class T, class Step>
+constexpr bool ark_folds_vectors = false;
+template <>
+constexpr bool ark_folds_vectors<float, ark_plus> = true;
+template <>
+constexpr bool ark_folds_vectors<float, ark_larger> = true;
+template <>
+constexpr bool ark_folds_vectors<float, ark_smaller> = true;
+
+// The lanes, each in the place of the one that is WIDTH before it.
+template <int WIDTH>
+ARK_FN ark_lanes ark_rotate(ark_lanes x) {
+#if defined(__clang__)
+  return __builtin_shufflevector(x, x, (WIDTH + 0) % 16, (WIDTH + 1) % 16, (WIDTH + 2) % 16,
+                                 (WIDTH + 3) % 16, (WIDTH + 4) % 16, (WIDTH + 5) % 16,
+                                 (WIDTH + 6) % 16, (WIDTH + 7) % 16, (WIDTH + 8) % 16,
+                                 (WIDTH + 9) % 16, (WIDTH + 10) % 16, (WIDTH + 11) % 16,
+                                 (WIDTH + 12) % 16, (WIDTH + 13) % 16, (WIDTH + 14) % 16,
+                                 (WIDTH + 15) % 16);
+#else
+  typedef int32_t places __attribute__((vector_size(64)));
+  const places own = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return __builtin_shuffle(x, (own + WIDTH) & 15);
+#endif
+}
+template <int WIDTH, class Step>
+ARK_FN float ark_fold_vector(ark_lanes x, const Step& step) {
+  if constexpr (WIDTH > 0)
+    return ark_fold_vector<WIDTH / 2>(step(x, ark_rotate<WIDTH>(x)), step);
+  else
+    return x[0];
+}
+template <int COUNT, class Step>
+ARK_FN float ark_fold_vectors(const ark_lanes* x, const Step& step) {
+  if constexpr (COUNT > 1) {
+    ark_lanes half[COUNT / 2];
+    for (int i = 0; i < COUNT / 2; ++i) half[i] = step(x[i], x[i + COUNT / 2]);
+    return ark_fold_vectors<COUNT / 2>(half, step);
+  } else {
+    return ark_fold_vector<8>(x[0], step);
+  }
+}
+#endif
+
+// Fold all lanes into one, halving their number again and again.
+template <int LANES, class T, class Step>
+ARK_FN T ark_fold_halves(T* lanes, const Step& step) {
+#if !defined(ARK_GPU)
+  if constexpr (LANES >= 16 && ark_folds_vectors<T, Step>)
+    return ark_fold_vectors<LANES / 16>(reinterpret_cast<const ark_lanes*>(lanes), step);
+#endif
+  if constexpr (LANES > 1) {
+    for (int lane = 0; lane < LANES / 2; ++lane)
+      lanes[lane] = step(lanes[lane], lanes[lane + LANES / 2]);
+    return ark_fold_halves<LANES / 2>(lanes, step);
+  } else {
+    return lanes[0];
   }
 }
 
 // Fold n values by index into lanes, and those into one, in an order that depends on n alone.
 template <class T, int LANES = ARK_LANES, class Row, class Step>
 ARK_FN T ark_fold_lanes(const Row& row, int64_t n, T start, const Step& step) {
-  T lanes[LANES];
+  alignas(64) T lanes[LANES];
   for (int lane = 0; lane < LANES; ++lane) lanes[lane] = start;
   int64_t i = 0;
   for (; i + LANES <= n; i += LANES)
     ARK_INDEPENDENT
     for (int lane = 0; lane < LANES; ++lane) lanes[lane] = step(lanes[lane], row(i + lane));
   for (int lane = 0; i < n; ++i, ++lane) lanes[lane] = step(lanes[lane], row(i));
-  ark_fold_halves<LANES / 2>(lanes, step);
-  return lanes[0];
+  return ark_fold_halves<LANES>(lanes, step);
 }
 
 // Fold n values given by index with an associative operation; all members get the result. Each
@@ -132,26 +205,6 @@ ARK_FN T ark_fold(const Team& team, const Row& row, int64_t n, T start, const St
     return team.combine(step(total, block), step);
   }
 }
-
-// Steps of folds: integers wrap, and a NaN wins. | where || would be a branch.
-struct ark_plus {
-  template <class T>
-  ARK_FN T operator()(T a, T b) const {
-    return T(a + b);
-  }
-};
-struct ark_larger {
-  template <class T>
-  ARK_FN T operator()(T a, T b) const {
-    return (b > a) | (b != b) ? b : a;
-  }
-};
-struct ark_smaller {
-  template <class T>
-  ARK_FN T operator()(T a, T b) const {
-    return (b < a) | (b != b) ? b : a;
-  }
-};
 
 // Sum of n values given by index.
 template <class T, class Team, class Row>
