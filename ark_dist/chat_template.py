@@ -17,6 +17,8 @@ from ark_dist.optional import require
 Message: TypeAlias = Mapping[str, str]
 
 MAX_TEMPLATE_CHARS = 1 << 20
+# What a template raises that is wrong, beside Jinja's own errors.
+FAILURES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class ChatTemplate:
             )
         except _RefusedError as error:
             raise ValueError(f"the chat template of {self.place} refuses: {error}") from None
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except (TemplateError, *FAILURES) as error:
             raise CheckpointError(f"{self.place}: its chat template fails: {error}") from error
 
 

@@ -190,7 +190,8 @@ def _chat_template(root: Path, config: Mapping[str, object]) -> str | None:
         raise ShardCorruptError(f"{root}/chat_template.jinja: damaged: {error}") from error
     if isinstance(template, list):
         named = [each for each in template if isinstance(each, dict)]
-        template = next((each.get("template") for each in named if each["name"] == "default"), None)
+        default = [each.get("template") for each in named if each.get("name") == "default"]
+        template = default[0] if default else None
     if template is not None and (
         not isinstance(template, str) or len(template) > MAX_TEMPLATE_CHARS
     ):
