@@ -20,7 +20,7 @@ from typing import IO
 
 import filelock
 
-from ark_dist.context import LOGGER
+from ark_dist.context import LOGGER, set_up_logging
 from ark_dist.convert.folder import convert_gguf
 from ark_dist.core.errors import CacheError, ConfigError, ShardCorruptError
 from ark_dist.core.settings import read_settings
@@ -78,6 +78,7 @@ def fetch_model(
         CheckpointError: what was downloaded is not what was pinned.
         ValueError: for a dtype that `convert_gguf` does not make.
     """
+    set_up_logging()
     root = _root(cache_dir)
     folder = root / f"{model.name}-{dtype}-{LAYOUT}"
     if folder.is_dir():  # it appears whole, by one rename

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ark_dist.chat_template import MAX_TEMPLATE_CHARS, ChatTemplate, Message
 from ark_dist.core.errors import CheckpointError, ShardCorruptError
 from ark_dist.json_file import read_bytes, read_json
-from ark_dist.optional import require
+from ark_dist.optional import require, tokenizers_errors
 
 if TYPE_CHECKING:
     import tokenizers
@@ -149,8 +149,9 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
             "`ark-dist convert` makes one from a GGUF file"
         ) from None
     try:
-        engine = tokenizers.Tokenizer.from_buffer(text)
-    except Exception as error:  # the package raises nothing more exact
+        with tokenizers_errors():
+            engine = tokenizers.Tokenizer.from_buffer(text)
+    except ValueError as error:
         raise ShardCorruptError(f"{path}: damaged: {error}; fetch it again") from error
     engine.no_padding()
     engine.no_truncation()

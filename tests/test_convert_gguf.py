@@ -24,6 +24,7 @@ from tests.gguf_models import DEFAULT, TinyLlama, changed, weights, write_gguf
 Doubles = npt.NDArray[np.float64]
 
 F16, Q8_0 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.Q8_0
+NO_TOKENIZER = "a vocabulary that no tokenizer can have"
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -219,8 +220,9 @@ def add(key: str, value: float) -> TinyLlama:
         (changed(heads=3, kv_heads=2, hidden=48), "3 heads of 16 elements over 2 key heads"),
         (changed(context=0), "context_length is '0', wanted a whole number from 1"),
         (changed(tokens=("a", "a", "b")), "3 tokens, 2 different ones"),
-        (changed(merges=("a",)), "the merge 'a', wanted two tokens"),
-        (changed(merges=("a z",)), "a vocabulary that no tokenizer can have"),
+        (changed(merges=("a",)), "the merge 'a', wanted two tokens that make another one"),
+        (changed(merges=("a z",)), "the merge 'a z', wanted two tokens that make another one"),
+        (changed(tokens=("a", "$A:x", "b"), merges=(), has_bos=True), NO_TOKENIZER),
         (changed(tokens=("a", "b"), merges=()), "eos_token_id is 2, wanted one of the 2 tokens"),
     ],
 )

@@ -12,6 +12,7 @@ from tokenizers import decoders, models
 from ark_dist.convert.folder import convert_gguf
 from ark_dist.core.errors import CheckpointError, ConfigError
 from ark_dist.launch.exit_codes import BAD_FILE, exit_code
+from ark_dist.optional import tokenizers_errors
 from ark_dist.tokenizer import Tokenizer, load_tokenizer
 from tests.gguf_models import CHATML, DEFAULT, SPECIAL, TinyLlama, changed, write_gguf
 
@@ -289,3 +290,11 @@ def test_a_damaged_folder_is_a_sentence(
         load_tokenizer(folder)
     assert message in str(caught.value)
     assert exit_code(caught.value) == BAD_FILE
+
+
+def test_a_panic_of_the_tokenizers_is_an_error() -> None:
+    merges = [("a", "x" * 9)]  # not in the vocabulary together: it slices out of bounds
+    with pytest.raises(ValueError, match=r"gave up|out of vocabulary"), tokenizers_errors():
+        models.BPE({"a": 0, "x" * 9: 1, "": 2}, merges)
+    with pytest.raises(KeyboardInterrupt), tokenizers_errors():
+        raise KeyboardInterrupt

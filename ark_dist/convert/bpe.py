@@ -14,6 +14,7 @@ import numpy as np
 from ark_dist.bounded_json import shown
 from ark_dist.convert.gguf_file import Gguf
 from ark_dist.core.errors import CheckpointError, ShardCorruptError
+from ark_dist.optional import tokenizers_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -95,7 +96,7 @@ def read_vocabulary(gguf: Gguf) -> Vocabulary:
     return Vocabulary(
         words=words,
         tokens=tokens,
-        merges=[_split_merge(gguf, merge) for merge in merges],
+        merges=_split_merges(gguf, merges, set(tokens)),
         special=tuple(np.flatnonzero(types == CONTROL).tolist()),
         added=tuple(np.flatnonzero(types == USER_DEFINED).tolist()),
         **ids,
@@ -128,21 +129,23 @@ def _token_id(gguf: Gguf, key: str, token_count: int) -> int | None:
     return token
 
 
-def _split_merge(gguf: Gguf, merge: str) -> tuple[str, str]:
-    left, _, right = merge.partition(" ")
-    if not left or not right or " " in right:
-        raise ShardCorruptError(
-            f"{gguf.path}: found the merge {shown(merge)}, wanted two tokens; fetch it again"
-        )
-    return left, right
+def _split_merges(gguf: Gguf, merges: list[str], tokens: set[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for merge in merges:
+        left, _, right = merge.partition(" ")
+        if not {left, right, left + right} <= tokens:
+            raise ShardCorruptError(
+                f"{gguf.path}: found the merge {shown(merge)}, wanted two tokens that make "
+                "another one; fetch it again"
+            )
+        pairs.append((left, right))
+    return pairs
 
 
 def build_tokenizer(vocabulary: Vocabulary) -> str:
     """Return the text of tokenizer.json; raise ValueError for tokens and merges that don't fit."""
-    try:
+    with tokenizers_errors():
         return _build(vocabulary).to_str(pretty=True)
-    except Exception as error:  # the package tokenizers raises nothing more exact
-        raise ValueError(f"a vocabulary that no tokenizer can have: {error}") from error
 
 
 def _build(vocabulary: Vocabulary) -> Tokenizer:

@@ -81,9 +81,7 @@ def convert_gguf(
         texts = _config_texts(gguf.path, sizes, vocabulary, TORCH_DTYPES[dtype])
         with _making(place) as folder:
             size_bytes = _write_weights(folder, gguf, sources, dtype, max_shard_bytes, is_shown)
-            for name, text in texts.items():
-                with replacing(folder / name, folder / f".{name}.tmp") as write:
-                    write(text.encode())
+            _write_texts(folder, texts)
     return Converted(str(place), dtype, len(sources), size_bytes)
 
 
@@ -94,13 +92,21 @@ def _config_texts(
     try:
         tokenizer = build_tokenizer(vocabulary)
     except ValueError as error:
-        raise ShardCorruptError(f"{path}: found {error}; fetch it again") from error
+        raise ShardCorruptError(
+            f"{path}: found a vocabulary that no tokenizer can have: {error}; fetch it again"
+        ) from error
     tables = {
         "tokenizer_config.json": tokenizer_config(vocabulary, sizes.max_position_embeddings),
         "generation_config.json": generation_config(vocabulary),
         "config.json": _model_config(sizes, vocabulary, torch_dtype),
     }
     return {"tokenizer.json": tokenizer, **{name: _text(each) for name, each in tables.items()}}
+
+
+def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    for name, text in texts.items():
+        with replacing(folder / name, folder / f".{name}.tmp") as write:
+            write(text.encode())
 
 
 def _write_weights(
