@@ -1,4 +1,4 @@
-"""The command `ark-dist`: run, doctor, bench, trace, explain, cache."""
+"""The command `ark-dist`: run, convert, doctor, bench, trace, explain, cache."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Annotated
@@ -110,6 +111,24 @@ def run(
         outcomes = [outcome.as_dict() for outcome in result.outcomes]
         print(json.dumps({"code": result.code, "reason": result.reason, "ranks": outcomes}))
     raise typer.Exit(result.code)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="The GGUF file of a Llama-family model.")],
+    target: Annotated[Path, typer.Argument(help="The folder to make; it must not be there.")],
+    dtype: Annotated[str, typer.Option(help="Of the weights: bf16, fp16 or fp32.")] = "bf16",
+    as_json: AsJson = False,
+) -> None:
+    """Turn a GGUF file into a folder as Hugging Face has it: config, weights, tokenizer."""
+    from ark_dist.convert.folder import convert_gguf
+
+    if not source.exists():
+        _fail(f"{source} is not there; name a GGUF file")
+    done = convert_gguf(source, target, dtype=dtype, is_shown=True)
+    size = f"{done.size_bytes / 1e6:.0f} MB"
+    told = f"{done.tensors} tensors, {size} of {done.dtype}, in {done.path}"
+    print(json.dumps(asdict(done)) if as_json else told)
 
 
 @app.command()

@@ -107,7 +107,7 @@ class Settings:
     """What the environment asks for; `docs/environment.md` lists each variable.
 
     Attributes:
-        cache_dir: folder of compiled kernels; None means the user's cache folder.
+        cache_dir: folder of compiled kernels and of the demo's model; None is the user's cache.
         compiler: command of the C++ compiler; None means the first one found.
         compile_timeout_s: limit for one compilation, in seconds.
         isa: instruction set the CPU kernel is made for; None means the machine's best.

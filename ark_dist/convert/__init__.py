@@ -1,0 +1,1 @@
+"""Turn model files of other programs into folders as Hugging Face has them."""
