@@ -56,14 +56,23 @@ def draw_iteration(document: Mapping[str, object]) -> str:
 
 
 def _last_iteration(events: Sequence[Event]) -> list[Span]:
-    """The spans of the turn that began last, without what a worker waits between two commands."""
+    """The spans of the turn that began last."""
     found = [e for e in events if e.get("ph") == "X" and "turn" in _args(e)]
     if not found:
         raise ValueError("the trace has no tasks; was a kernel on a CPU run while it was taken?")
     last = max((e for e in found if e["name"] != WAIT), key=_time)
-    turn = [e for e in found if all(_args(e)[k] == _args(last)[k] for k in ("turn", "method"))]
-    first = min(_time(e) for e in turn)
-    return [Span(_lane(e), str(e["name"]), _time(e) - first, cast(float, e["dur"])) for e in turn]
+    own = [e for e in found if _lane(e) == _lane(last)]
+    before = max((_time(e) for e in own if not _is_same_turn(e, last)), default=float("-inf"))
+    start = min(_time(e) for e in own if _time(e) > before)
+    # Other launches in the trace have turns of the same number, at quite another time.
+    length = _time(last) + _length(last) - start
+    turn = [e for e in found if _is_same_turn(e, last) and abs(_time(e) - start) <= length]
+    first = min(map(_time, turn))
+    return [Span(_lane(e), str(e["name"]), _time(e) - first, _length(e)) for e in turn]
+
+
+def _is_same_turn(event: Event, other: Event) -> bool:
+    return all(_args(event)[k] == _args(other)[k] for k in ("turn", "method"))
 
 
 def _args(event: Event) -> Mapping[str, object]:
@@ -72,6 +81,10 @@ def _args(event: Event) -> Mapping[str, object]:
 
 def _time(event: Event) -> float:
     return cast(float, event["ts"])
+
+
+def _length(event: Event) -> float:
+    return cast(float, event["dur"])
 
 
 def _lane(event: Event) -> Lane:
@@ -85,7 +98,8 @@ def _lane_names(events: Sequence[Event]) -> dict[Lane, str]:
     threads = {_lane(e): str(_args(e)["name"]) for e in named if e["name"] == "thread_name"}
     if len(processes) < 2:
         return threads
-    return {lane: f"rank {lane[0] - 1} {name}" for lane, name in threads.items()}
+    ranks = {pid: " ".join(name.split()[:2]) for pid, name in processes.items()}  # "rank 0"
+    return {lane: f"{ranks[lane[0]]} {name}" for lane, name in threads.items()}
 
 
 def _box(span: Span, lane: int, scale: float, colors: Mapping[str, str]) -> Iterator[str]:

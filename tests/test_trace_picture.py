@@ -36,6 +36,7 @@ def texts(picture: str) -> list[str]:
 def test_the_last_iteration_is_drawn_with_what_each_kind_took() -> None:
     picture = draw_iteration(
         document(
+            span("matmul", 1, 10.0, 9.0, 1),  # of an earlier launch
             span("matmul", 0, 100.0, 999.0, 0),
             span("wait", 0, 2000.0, 10.0, 1),
             span("matmul", 0, 2010.0, 80.0, 1),
