@@ -51,6 +51,7 @@ _HOMES = {
         "DeviceNotFoundError",
         "LifecycleError",
         "MemoryLimitError",
+        "ModelConfigError",
         "NcclError",
         "PeerLost",
         "PlanError",
@@ -150,6 +151,7 @@ if TYPE_CHECKING:
     from ark_dist.core.errors import DeviceNotFoundError as DeviceNotFoundError
     from ark_dist.core.errors import LifecycleError as LifecycleError
     from ark_dist.core.errors import MemoryLimitError as MemoryLimitError
+    from ark_dist.core.errors import ModelConfigError as ModelConfigError
     from ark_dist.core.errors import NcclError as NcclError
     from ark_dist.core.errors import PeerLost as PeerLost
     from ark_dist.core.errors import PlanError as PlanError

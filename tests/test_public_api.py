@@ -43,6 +43,7 @@ NAMES = [
     "MemoryLimitError",
     "Mesh",
     "Model",
+    "ModelConfigError",
     "Module",
     "NcclError",
     "P",

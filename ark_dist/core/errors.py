@@ -49,6 +49,10 @@ class CheckpointError(ArkError):
     """A file of weights is damaged, unsafe, or can't be written."""
 
 
+class ModelConfigError(CheckpointError):
+    """A model's config.json is missing or damaged, or of a model that is not supported."""
+
+
 class StateDictError(ArkError):
     """A state_dict does not fit the module: every mismatch is listed."""
 

@@ -1,0 +1,244 @@
+"""Turn a Llama-family configuration into the modules that a model is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ark_dist import ops
+from ark_dist.core.layout import P
+from ark_dist.model import Model
+from ark_dist.models.llama_config import LlamaConfig
+from ark_dist.module import Module
+from ark_dist.tensors import Parameter, Tensor
+
+
+def rope_table(config: LlamaConfig, positions: int) -> npt.NDArray[np.float64]:
+    """Cosines and sines of all positions in pairs, (positions, head_dim); Su et al. 2021."""
+    depth = config.head_dim
+    frequency = config.rope_theta ** (-np.arange(0, depth, 2) / depth)
+    angles = np.arange(positions)[:, None] * frequency
+    pairs = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    return pairs.reshape(positions, depth)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where modules put their weights and caches, and how large those are.
+
+    Attributes:
+        graph: the model that they are part of.
+        config: the model's sizes.
+        batch: rows of the batch.
+        capacity: positions that the caches have.
+        dtype: of weights and caches.
+        cut: the mesh axis that cuts heads, columns and words; None where there is none.
+        name: the module's dotted name, as checkpoints have it.
+    """
+
+    graph: Model
+    config: LlamaConfig
+    batch: int
+    capacity: int
+    dtype: str
+    cut: str | None
+    name: str = ""
+
+    def inner(self, name: object) -> Place:
+        """The place of a submodule."""
+        whole = f"{self.name}.{name}" if self.name else str(name)
+        return Place(
+            self.graph, self.config, self.batch, self.capacity, self.dtype, self.cut, whole
+        )
+
+    def weight(self, shape: tuple[int, ...], shard: P | None = None) -> Parameter:
+        """A weight."""
+        return self.graph.parameter(shape, self.dtype, name=f"{self.name}.weight", shard=shard)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What all layers of one method read besides their input.
+
+    Attributes:
+        angles: the rotary embedding's table.
+        position: int32 (B,), where each row's first token goes in the caches.
+        length: int32 (B,), how many entries of the caches its last token may see.
+    """
+
+    angles: Tensor
+    position: Tensor
+    length: Tensor
+
+
+class Norm(Module):
+    """Rows divided by their root mean square, times a weight."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self.eps = place.config.rms_norm_eps
+        self.weight = place.weight((place.config.hidden_size,))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the rows, scaled."""
+        return ops.rmsnorm(x, self.weight, eps=self.eps)
+
+
+class Linear(Module):
+    """A product with a weight of shape (out, in), of which ranks have rows or columns."""
+
+    def __init__(self, place: Place, inputs: int, outputs: int, *, is_row_cut: bool) -> None:
+        super().__init__()
+        cut = place.cut
+        shard = P(cut, None) if is_row_cut else P(None, cut)
+        self.weight = place.weight((outputs, inputs), shard)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x weight^T."""
+        return ops.matmul(x, self.weight, transpose_other=True)
+
+
+class Embedding(Module):
+    """A table with one row per token, of which ranks have some rows each."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        config = place.config
+        self.weight = place.weight((config.vocab_size, config.hidden_size), P(place.cut, None))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the rows of the tokens."""
+        return ops.embedding(tokens, self.weight)
+
+
+class Attention(Module):
+    """Attention of grouped heads over a cache of keys and values, which is state."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        config = place.config
+        self.depth = config.head_dim
+        self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
+        hidden, inner = config.hidden_size, self.heads * self.depth
+        outer = self.groups * self.depth
+        self.q_proj = Linear(place.inner("q_proj"), hidden, inner, is_row_cut=True)
+        self.k_proj = Linear(place.inner("k_proj"), hidden, outer, is_row_cut=True)
+        self.v_proj = Linear(place.inner("v_proj"), hidden, outer, is_row_cut=True)
+        self.o_proj = Linear(place.inner("o_proj"), inner, hidden, is_row_cut=False)
+        shape = (place.batch, place.capacity, self.groups, self.depth)
+        self.keys, self.values = (
+            place.graph.state(shape, place.dtype, name=f"{place.name}.{name}")
+            for name in ("keys", "values")
+        )
+
+    def fill(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Write the keys and values of x (B, T, hidden) into the caches; returns those."""
+        key = self._turned(self._split(self.k_proj(x), self.groups), step)
+        value = self._split(self.v_proj(x), self.groups)
+        keys = ops.scatter(self.keys, key, step.position, axis=1)
+        return keys, ops.scatter(self.values, value, step.position, axis=1)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """Return what x (B, T, hidden) finds in the caches, itself included."""
+        query = self._turned(self._split(self.q_proj(x), self.heads), step)
+        keys, values = self.fill(x, step)
+        found = ops.attention(query, keys, values, step.length)
+        batch, times = x.shape[:2]
+        result: Tensor = self.o_proj(found.reshape(batch, times, self.heads * self.depth))
+        return result
+
+    def _split(self, x: Tensor, count: int) -> Tensor:
+        batch, times = x.shape[:2]
+        return x.reshape(batch, times, count, self.depth)
+
+    def _turned(self, x: Tensor, step: Step) -> Tensor:
+        return ops.rope(x, step.angles, step.position, interleaved=False)
+
+
+class Gated(Module):
+    """The gated layer: down(silu(gate(x)) * up(x)); Shazeer 2020."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        hidden, inner = place.config.hidden_size, place.config.intermediate_size
+        self.gate_proj = Linear(place.inner("gate_proj"), hidden, inner, is_row_cut=True)
+        self.up_proj = Linear(place.inner("up_proj"), hidden, inner, is_row_cut=True)
+        self.down_proj = Linear(place.inner("down_proj"), inner, hidden, is_row_cut=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's result for x (B, T, hidden)."""
+        result: Tensor = self.down_proj(ops.silu(self.gate_proj(x)) * self.up_proj(x))
+        return result
+
+
+class Layer(Module):
+    """One block: attention and the gated layer, each after a norm and with a residual."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self.input_layernorm = Norm(place.inner("input_layernorm"))
+        self.self_attn = Attention(place.inner("self_attn"))
+        self.post_attention_layernorm = Norm(place.inner("post_attention_layernorm"))
+        self.mlp = Gated(place.inner("mlp"))
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """Return the next layer's input."""
+        y: Tensor = x + self.self_attn(self.input_layernorm(x), step)
+        z: Tensor = y + self.mlp(self.post_attention_layernorm(y))
+        return z
+
+    def fill(self, x: Tensor, step: Step) -> None:
+        """Write the caches alone: of a prompt's last layer nothing else is needed."""
+        self.self_attn.fill(self.input_layernorm(x), step)
+
+
+class Layers(Module):
+    """The blocks, named by number; each belongs to a stage of the pipeline."""
+
+    def __init__(self, place: Place, stages: int) -> None:
+        super().__init__()
+        self.graph, self.stages = place.graph, stages
+        self.blocks = [Layer(place.inner(i)) for i in range(place.config.num_hidden_layers)]
+        for i, block in enumerate(self.blocks):
+            self.register_module(str(i), block)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """Return the last block's result."""
+        for i, block in enumerate(self.blocks):
+            with self.graph.stage(self.stage_of(i)):
+                x = block(x, step)
+        return x
+
+    def fill(self, x: Tensor, step: Step) -> None:
+        """Write the caches of all blocks."""
+        *others, last = self.blocks
+        for i, block in enumerate(others):
+            with self.graph.stage(self.stage_of(i)):
+                x = block(x, step)
+        with self.graph.stage(self.stages - 1):
+            last.fill(x, step)
+
+    def stage_of(self, block: int) -> int:
+        """The stage that a block runs in."""
+        return block * self.stages // len(self.blocks)
+
+
+class Body(Module):
+    """Embedding, blocks and the last norm: what checkpoints call `model`."""
+
+    def __init__(self, place: Place, stages: int) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(place.inner("embed_tokens"))
+        self.layers = Layers(place.inner("layers"), stages)
+        self.norm = Norm(place.inner("norm"))
+
+    def forward(self, tokens: Tensor, step: Step) -> Tensor:
+        """Return the last block's result for tokens (B, T)."""
+        result: Tensor = self.layers(self.embed_tokens(tokens), step)
+        return result
+
+    def fill(self, tokens: Tensor, step: Step) -> None:
+        """Write the caches of all blocks for tokens (B, T)."""
+        self.layers.fill(self.embed_tokens(tokens), step)
