@@ -22,6 +22,7 @@ MAX_BATCH = 16
 MAX_STOPS = 8
 NO_TOKEN = -1
 KEEPS = -1  # instead of where a row's prompt starts: it has none, and the row stays as it is
+RESTS = 0  # instead of where a row's prompt ends: it never had one
 CHUNK = 128
 
 
@@ -102,7 +103,8 @@ class Llama(Module):
         self.logits = self._add_decode()
         if keep_logits:
             self.graph.keep(self.logits)
-        self._ends = [0] * batch
+        # Where each row's prompt ends.
+        self._ends = [RESTS] * batch
 
     def _add_head(self, place: Place) -> None:
         config = self.config
@@ -223,7 +225,7 @@ class Llama(Module):
                 f"set_prompts: {len(prompts)} prompts, wanted {self.batch}; an empty one lets "
                 "its row rest"
             )
-        before = self._before([0] * self.batch if restart else self._ends)
+        before = self._before([RESTS] * self.batch if restart else self._ends)
         rows, starts = [], []
         for row, prompt in enumerate(prompts):
             start, pending = before[row]
@@ -244,16 +246,17 @@ class Llama(Module):
         """
         position, tokens = self.position.to_numpy(), self.tokens.to_numpy()
         return [
-            tokens[row, end : int(position[row]) + 1].tolist() for row, end in enumerate(self._ends)
+            [] if end == RESTS else tokens[row, end : int(position[row]) + 1].tolist()
+            for row, end in enumerate(self._ends)
         ]
 
     def _before(self, ends: Sequence[int]) -> list[tuple[int, list[int]]]:
         """Where each row's prompt begins, and the token before it that is in no cache yet."""
-        if not any(ends):
+        if all(end == RESTS for end in ends):
             return [(0, [])] * self.batch
         position, token = self.position.to_numpy(), self.token.to_numpy()
         return [
-            (int(position[row]), [int(token[row])]) if end else (0, [])
+            (int(position[row]), [int(token[row])]) if end != RESTS else (0, [])
             for row, end in enumerate(ends)
         ]
 
@@ -276,8 +279,7 @@ class Llama(Module):
         for row, (tokens, start) in enumerate(zip(rows, starts, strict=True)):
             array[row, : len(tokens)] = tokens
             if start != KEEPS:
-                # A row that rests is at the end of the context and writes nothing.
-                self._ends[row] = start + len(tokens) if tokens else self.context + 1
+                self._ends[row] = start + len(tokens) if tokens else RESTS
         self.prompt.from_numpy(array)
         self.lengths.from_numpy(np.array([len(tokens) for tokens in rows], np.int32))
         self.starts.from_numpy(np.array(starts, np.int32))
