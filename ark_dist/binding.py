@@ -38,6 +38,7 @@ class Binding:
         self._builder = builder
         self._labels = labels
         self._buffers = graph.buffers
+        self._methods = {method.name: method.nodes for method in graph.methods}
         held = None if self.shares is None else self.shares.held()
         self._unset = {
             b.id
@@ -142,7 +143,8 @@ class Binding:
                     f"run: {len(missing)} weights were never written: {listed(missing)}; "
                     "load them with load_state_dict or from_numpy"
                 )
-        self.session.run(iterations, method, scalars)
+        whole = None if self.shares is None else self._methods.get(method)
+        self.session.run(iterations, method, scalars, whole=whole)
 
     def _global_id(self, buffer_id: int) -> int | None:
         return buffer_id if self.shares is None else self.shares.global_id(buffer_id)

@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from ark_dist.core.data import converted
 from ark_dist.core.errors import ArkError, LifecycleError
+from ark_dist.core.graph import Node
 from ark_dist.core.op import Array
 from ark_dist.core.plan import Plan
 from ark_dist.core.view import View
@@ -118,8 +119,13 @@ class Session:
             self._launched_at = time.monotonic()
             self._state = state
 
-    def run(self, iterations: int, method: str, scalars: Scalars) -> None:
+    def run(
+        self, iterations: int, method: str, scalars: Scalars, *, whole: Iterable[Node] | None = None
+    ) -> None:
         """Queue `iterations` turns of a method and return at once.
+
+        Of a program cut over ranks `whole` has the method's nodes on all of them: a scalar may be
+        another rank's alone, and the ranks' commands are equal all the same.
 
         Raises TaskError or StallError if the queue is full and a run before has failed.
         """
@@ -129,7 +135,8 @@ class Session:
                 raise TypeError(f"run: iterations is {iterations!r}; it must be an integer")
             if not 0 <= iterations <= MAX_ITERATIONS:
                 raise ValueError(f"run: iterations is {iterations}; it must be 0 to 2**40")
-            checked = self._checked_scalars(method, scalars)
+            nodes = self.plan.method(method).nodes
+            checked = _checked_scalars(nodes if whole is None else whole, method, scalars)
             command = Command(method, int(iterations), self._epoch, checked)
             fault_point("run", self.plan.rank)
             # Ctrl-C in post() leaves a session that may have a run under way.
@@ -221,20 +228,20 @@ class Session:
             )
         return state
 
-    def _checked_scalars(
-        self, method: str, scalars: Scalars
-    ) -> tuple[tuple[str, int | float | bool], ...]:
-        nodes = self.plan.method(method).nodes
-        known = {str(n.attributes["name"]): n.output for n in nodes if n.op == "command_scalar"}
-        checked = []
-        for name, value in sorted(scalars.items()):
-            if name not in known:
-                raise ValueError(
-                    f"run: scalar {name!r} is not one of method {method!r}; there are "
-                    f"{', '.join(sorted(known)) or 'none'}"
-                )
-            if not isinstance(value, (bool, int, float, np.number, np.bool_)):
-                raise TypeError(f"run: scalar {name!r} is {value!r}; it must be a number")
-            item = converted(f"run: scalar {name!r}", value, known[name].dtype)
-            checked.append((name, item.item()))
-        return tuple(checked)
+
+def _checked_scalars(
+    nodes: Iterable[Node], method: str, scalars: Scalars
+) -> tuple[tuple[str, int | float | bool], ...]:
+    known = {str(n.attributes["name"]): n.output for n in nodes if n.op == "command_scalar"}
+    checked = []
+    for name, value in sorted(scalars.items()):
+        if name not in known:
+            raise ValueError(
+                f"run: scalar {name!r} is not one of method {method!r}; there are "
+                f"{', '.join(sorted(known)) or 'none'}"
+            )
+        if not isinstance(value, (bool, int, float, np.number, np.bool_)):
+            raise TypeError(f"run: scalar {name!r} is {value!r}; it must be a number")
+        item = converted(f"run: scalar {name!r}", value, known[name].dtype)
+        checked.append((name, item.item()))
+    return tuple(checked)

@@ -71,3 +71,31 @@ def test_a_cut_mlp_is_right(axes: dict[str, int], device: str) -> None:
         np.testing.assert_allclose(once, want, rtol=2e-5, atol=2e-5)
         np.testing.assert_allclose(thrice, 3 * want, rtol=2e-5, atol=1e-4)
         assert once.tobytes() == results[0][0].tobytes()
+
+
+@pytest.mark.parametrize("device", ["numpy", "cpu"])
+def test_a_scalar_that_one_stage_reads_is_set_by_all_ranks(device: str) -> None:
+    def work(communicator: Communicator) -> tuple[object, object]:
+        model = ark.Model()
+        factor, step = model.scalar("factor", ark.FP32), model.scalar("step", ark.FP32)
+        x, y = model.state(1, name="x", init=1), model.state(1, name="y")
+        with model.stage(0):
+            model.assign(x, x * factor)
+        with model.stage(1):
+            model.assign(y, x + step)
+        mesh = ark.Mesh({"pp": 2})
+        with (
+            world.use(communicator),
+            ark.Executor(model=model, device=device, mesh=mesh, workers=1) as exe,
+        ):
+            exe.compile()
+            exe.launch()
+            with pytest.raises(ValueError, match=r"'other' is not one of .* factor, step"):
+                exe.run(1, scalars={"other": 1})
+            with pytest.raises(TypeError, match="'step' is 'one'; it must be a number"):
+                exe.run(1, scalars={"step": "one"})  # type: ignore[dict-item]  # the test
+            exe.run(2, scalars={"factor": 3, "step": 0.5})
+            assert exe.wait() == 2
+            return x.to_numpy().item(), y.to_numpy().item()
+
+    assert on_ranks(2, work) == [(9.0, 9.5)] * 2

@@ -69,6 +69,8 @@ def _scalars(plan: Plan, tables: Tables, command: Command, method: int) -> tuple
             if n.op == "command_scalar"
         }
         for name, value in command.scalars:
+            if name not in dtypes:
+                continue  # only other ranks read it
             data = np.asarray(value).astype(dtypes[name].numpy).tobytes()
             values[slots[name]] = int.from_bytes(data.ljust(8, b"\0"), "little")
             given |= 1 << slots[name]
