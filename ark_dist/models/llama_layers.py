@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ark_dist import ops
+from ark_dist.core.dtype import FP32
 from ark_dist.core.layout import P
 from ark_dist.model import Model
 from ark_dist.models.llama_config import LlamaConfig
@@ -74,7 +75,7 @@ class Step:
 
 
 class Norm(Module):
-    """Rows divided by their root mean square, times a weight."""
+    """Rows divided by their root mean square, times a weight: from fp32 to the weights' dtype."""
 
     def __init__(self, place: Place) -> None:
         super().__init__()
@@ -83,7 +84,9 @@ class Norm(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the rows, scaled."""
-        return ops.rmsnorm(x, self.weight, eps=self.eps)
+        if self.weight.dtype == x.dtype:
+            return ops.rmsnorm(x, self.weight, eps=self.eps)
+        return ops.rmsnorm(x, eps=self.eps).cast(self.weight.dtype) * self.weight
 
 
 class Linear(Module):
@@ -109,8 +112,8 @@ class Embedding(Module):
         self.weight = place.weight((config.vocab_size, config.hidden_size), P(place.cut, None))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the rows of the tokens."""
-        return ops.embedding(tokens, self.weight)
+        """Return the rows of the tokens, in fp32."""
+        return ops.cast(ops.embedding(tokens, self.weight), FP32)
 
 
 class Attention(Module):
@@ -174,7 +177,10 @@ class Gated(Module):
 
 
 class Layer(Module):
-    """One block: attention and the gated layer, each after a norm and with a residual."""
+    """One block: attention and the gated layer, each after a norm and with a residual.
+
+    Residuals add up in fp32: after 30 blocks sums of bf16 would have lost more than all else.
+    """
 
     def __init__(self, place: Place) -> None:
         super().__init__()
@@ -185,9 +191,10 @@ class Layer(Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Return the next layer's input."""
-        y: Tensor = x + self.self_attn(self.input_layernorm(x), step)
-        z: Tensor = y + self.mlp(self.post_attention_layernorm(y))
-        return z
+        found: Tensor = self.self_attn(self.input_layernorm(x), step)
+        y = x + ops.cast(found, FP32)
+        inner: Tensor = self.mlp(self.post_attention_layernorm(y))
+        return y + ops.cast(inner, FP32)
 
     def fill(self, x: Tensor, step: Step) -> None:
         """Write the caches alone: of a prompt's last layer nothing else is needed."""
