@@ -116,7 +116,10 @@ class Chooser:
         per_axis = {}
         for axis in self.found.classes.mesh:
             letters = [name for name in rule.letters if self._may_cut(work, rule, name, axis)]
-            per_axis[axis] = [*letters, *self._keeps(work, axis), ""]
+            keeps = self._keeps(work, axis)
+            # Sums of wider floats are worth their bytes: on one rank nothing is rounded here.
+            is_free = not (keeps and work.node.op == "cast")
+            per_axis[axis] = [*letters, *keeps, *([""] if is_free else [])]
         for names in product(*per_axis.values()):
             used = [name for name in names if name not in ("", KEEP)]
             if len(set(used)) == len(used):

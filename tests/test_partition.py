@@ -149,6 +149,17 @@ def test_partial_sums_are_combined_before_they_lose_digits() -> None:
     assert [node.op for node in part.graph.methods[0].nodes] == ["matmul", "all_reduce", "cast"]
 
 
+def test_partial_sums_that_are_widened_are_combined_with_all_digits() -> None:
+    m = Model()
+    x = m.tensor((4, 6), "bf16", shard=P(None, "tp"))
+    y = m.op("matmul", x, m.parameter((6, 5), "bf16"))
+    m.op("add", m.op("cast", y, dtype="fp32"), m.x(4, 5, name="residual"))
+    part = cut(m.freeze(), [("tp", 2)])
+    nodes = part.graph.methods[0].nodes
+    assert [node.op for node in nodes] == ["matmul", "cast", "all_reduce", "add"]
+    assert nodes[2].output.dtype.name == "fp32"
+
+
 def test_a_product_of_partial_sums_is_not_the_sum_of_products() -> None:
     m = Model()
     x = m.x(4, 6, shard=P(None, "tp"))
