@@ -1406,7 +1406,8 @@ def rmsnorm(
 ) -> Tensor:
     """Scale rows: x / sqrt(mean(x^2) + eps) * weight along `axis` (Zhang and Sennrich 2019).
 
-    `weight` has the input's dtype; left out, it is 1. Before a matmul it runs inside the matmul.
+    `weight` has the input's dtype; left out, it is 1. Beside an fp32 input it may be of 16 bits, as
+    is the result then. Before a matmul it runs inside the matmul.
 
     Args:
         input: the tensor to work on.

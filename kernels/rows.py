@@ -66,14 +66,18 @@ def row_op(
     dtypes: tuple[str, ...],
     reference: Callable[[tuple[Array, ...], int, Attrs], Array],
     kernel: Kernel,
+    *,
+    can_narrow: bool = False,
 ) -> Op:
     """Register an operator that maps each row along `axis` to a row of the same length.
 
-    Inputs after the first are vectors along the rows.
+    Inputs after the first are vectors along the rows. With `can_narrow` they may be narrower than
+    fp32 rows, and so is the result then.
     """
 
     def infer(specs: Specs, attrs: Attrs) -> Spec:
-        check_dtypes(name, dtypes, specs)
+        is_narrower = can_narrow and len(specs) > 1 and specs[0].dtype.name == "fp32"
+        check_dtypes(name, dtypes, specs[1:] if is_narrower else specs)
         axis = row_axis(name, specs, attrs)
         _check_vectors(name, arguments, specs, axis)
         for argument in arguments:
@@ -83,7 +87,7 @@ def row_op(
                     f"{name}: {argument.name} is {value!r}; it must be a number, 0 or more, "
                     "that fp32 can hold"
                 )
-        return specs[0]
+        return Spec(specs[0].shape, specs[-1].dtype)
 
     def in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...]:
         axis = row_axis(name, specs, attrs)

@@ -24,9 +24,16 @@ class _Draft:
 
 
 def fuse(
-    nodes: Sequence[Node], buffers: Sequence[Buffer], *, is_enabled: bool = True
+    nodes: Sequence[Node],
+    buffers: Sequence[Buffer],
+    *,
+    is_enabled: bool = True,
+    can_narrow: bool = True,
 ) -> tuple[Group, ...]:
-    """Return groups in the order of their last nodes; every node is in at least one."""
+    """Return groups in the order of their last nodes; every node is in at least one.
+
+    `can_narrow` says whether the target's matmuls take rows that are wider than their weights.
+    """
     users = _users(nodes)
     drafts: dict[int, _Draft] = {}
     # For each buffer, the drafts whose last node writes it.
@@ -47,7 +54,7 @@ def fuse(
         drafts[node.id] = draft
         writers.setdefault(node.output.buffer, []).append(node.id)
     if is_enabled:
-        drafts = _add_prologues(drafts, nodes, buffers, users)
+        drafts = _add_prologues(drafts, nodes, buffers, users, can_narrow)
     ordered = sorted(drafts)
     return tuple(
         Group(position, drafts[last].nodes, _effect(nodes[last], buffers))
@@ -151,12 +158,15 @@ def _add_prologues(
     nodes: Sequence[Node],
     buffers: Sequence[Buffer],
     users: dict[int, list[int]],
+    can_narrow: bool,
 ) -> dict[int, _Draft]:
     result = dict(drafts)
     draft_of = {n: last for last, draft in drafts.items() for n in draft.nodes}
     for last, draft in drafts.items():
         norm = nodes[last]
         if len(draft.nodes) != 1 or not _is_prologue(norm, nodes, buffers, users):
+            continue
+        if norm.inputs[0].dtype != norm.output.dtype and not can_narrow:
             continue
         hosts = sorted({draft_of[user] for user in users[norm.output.buffer]})
         if any(_is_disturbed(draft, nodes[h], nodes) for h in hosts):

@@ -112,7 +112,8 @@ def _draft(
     method: GraphMethod, buffers: Sequence[Buffer], target: Target, options: PlanOptions
 ) -> _Draft:
     nodes: tuple[Node, ...] = method.nodes
-    groups = fuse(nodes, buffers, is_enabled=options.is_fused)
+    can_narrow = target.kind != "cuda"
+    groups = fuse(nodes, buffers, is_enabled=options.is_fused, can_narrow=can_narrow)
     tasks = tile(groups, nodes, buffers, target)
     touched = accesses(tasks, buffers)
     edges = tuple(same_turn_edges(touched))

@@ -84,9 +84,7 @@ class Norm(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the rows, scaled."""
-        if self.weight.dtype == x.dtype:
-            return ops.rmsnorm(x, self.weight, eps=self.eps)
-        return ops.rmsnorm(x, eps=self.eps).cast(self.weight.dtype) * self.weight
+        return ops.rmsnorm(x, self.weight, eps=self.eps)
 
 
 class Linear(Module):

@@ -9,7 +9,8 @@ from ark_dist.kernels.rules import INPUT
 
 SUMMARY = """Scale rows: x / sqrt(mean(x^2) + eps) * weight along `axis` (Zhang and Sennrich 2019).
 
-`weight` has the input's dtype; left out, it is 1. Before a matmul it runs inside the matmul."""
+`weight` has the input's dtype; left out, it is 1. Beside an fp32 input it may be of 16 bits, as is
+the result then. Before a matmul it runs inside the matmul."""
 
 
 def _rmsnorm(x: tuple[Array, ...], axis: int, attrs: Attrs) -> Array:
@@ -26,4 +27,5 @@ row_op(
     FLOATS,
     _rmsnorm,
     Kernel("row", "ark_rmsnorm", ("eps",), has_prologue=True),
+    can_narrow=True,
 )
