@@ -26,7 +26,13 @@ from ark_dist.kernels.cuda_nest import (
     nest_of,
     row_lines,
 )
-from ark_dist.kernels.frames import offsets, reduced_loops, tile_lines, with_absent
+from ark_dist.kernels.frames import (
+    offsets,
+    part_of_table,
+    reduced_loops,
+    tile_lines,
+    with_absent,
+)
 from ark_dist.kernels.lower import Lowered, Nest, Operand, row_axis
 from ark_dist.kernels.text import scratch_limit
 
@@ -203,10 +209,14 @@ def _gather_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int], arch:
     # The row starts where the index says.
     row = "row[j]" if inner[1] == 1 else "row[j * nest.extra(2)]"
     count = len(lowered.operands)
+    part, is_here, extra = part_of_table(_anchor(lowered))
+    if part:
+        row = f"is_here ? {row} : {c_name}{{}}"
     body = [
         *row_lines(lowered),
-        f"const {c_name}* const found = "
-        f"ark_embedding(call, a1, a0[0], nest.extents + {_extras(nest, count) + 1 + count});",
+        *(["bool is_here;"] if part else []),
+        f"const {c_name}* const found = ark_embedding{part}(call, a1, a0[0], "
+        f"nest.extents + {_extras(nest, count) + 1 + count}{is_here});",
         "if (found == nullptr) continue;",
         f"const {c_name}* const row = gpu_global(found);",
         *block(
@@ -216,7 +226,7 @@ def _gather_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int], arch:
         ),
     ]
     lines = [*head_lines(lowered, nest), *over_rows("ark_warp", body)]
-    params = (*nest.params, n, *inner, table.shape[0], table.strides[0])
+    params = (*nest.params, n, *inner, table.shape[0], table.strides[0], *extra)
     return Call(function_text(lines), params, 0)
 
 

@@ -221,15 +221,35 @@ def _gather_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Ca
         row, suffix = PackedRow(1, table.dtype, CONTIGUOUS), "_packed"
     lines = ["const int64_t n = loop.extra[0];"]
     lines += declare(pointers, count - 1, 1)
-    lines.append(f"a1 = ark_embedding{suffix}(call, a1, a0[0], loop.extra + {1 + count});")
+    part, is_here, extra = part_of_table(anchor)
+    if part:
+        lines.append("bool is_here;")
+    lines.append(
+        f"a1 = ark_embedding{part}{suffix}(call, a1, a0[0], loop.extra + {1 + count}{is_here});"
+    )
     lines.append("if (a1 == nullptr) return;")
+    c_name = table.dtype.c_name
+
+    def element(j: str) -> str:
+        return f"is_here ? {row.element(j)} : {c_name}{{}}" if part else row.element(j)
+
     if lowered.chain:
-        load = f"ark_load<{table.dtype.c_name}>"
-        lines += chain_loop(lowered, by_operand, lambda j: f"{load}({row.element(j)})", n)
+        lines += chain_loop(lowered, by_operand, lambda j: f"ark_load<{c_name}>({element(j)})", n)
     else:
-        lines += loop([f"{pointers[-1].element('j')} = {row.element('j')};"], "n")
-    params = (*nest.params, n, *inner, table.shape[0], table.strides[0])
+        lines += loop([f"{pointers[-1].element('j')} = {element('j')};"], "n")
+    params = (*nest.params, n, *inner, table.shape[0], table.strides[0], *extra)
     return Call(function(count, lines), params, 0)
+
+
+def part_of_table(embedding: Node) -> tuple[str, str, tuple[int, ...]]:
+    """What a look-up in a part of a table adds: to its function's name, arguments, parameters."""
+    rows, height = embedding.attributes["rows"], embedding.inputs[1].shape[0]
+    if rows in (None, height):
+        return "", "", ()
+    first = embedding.attributes["first_row"]
+    assert isinstance(rows, int)
+    assert isinstance(first, int)
+    return "_part", ", &is_here", (first, rows)
 
 
 def _tile_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:

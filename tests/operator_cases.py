@@ -31,7 +31,7 @@ SIZES = (1, 1, 2, 3, 5, 7, 16, 17, 33, 64, 130)
 FORMS = ("plain", "plain", "transposed", "narrowed", "broadcast", "reshaped")
 TABLE_ROWS = 9
 # Inputs of int32 that count TABLE_ROWS places, by operator and position.
-INDEX_INPUTS = (("embedding", 0), ("embedding_part", 0), ("gather", 1), ("scatter", 2))
+INDEX_INPUTS = (("embedding", 0), ("gather", 1), ("scatter", 2))
 MOST_PARTS = 12  # of a sum of ranks' parts
 
 # Where floats leave the ranges of integers, and halves between numbers of a narrower float.
@@ -147,14 +147,12 @@ def _matmul(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrVal
 
 def _embedding(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
     shape: Shape = (0,) if number == 7 else random_shape(rng, number % 4, 60)
-    return (shape, (TABLE_ROWS, int(rng.choice([1, 2, 17, 33, 130])))), {}
-
-
-def _embedding_part(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
-    (index, (_, width)), _ = _embedding(rng, number)
-    height = (1, 4, TABLE_ROWS, 0)[number % 4]
+    width = int(rng.choice([1, 2, 17, 33, 130]))
+    if number % 3:
+        return (shape, (TABLE_ROWS, width)), {}
+    height = (1, 4, TABLE_ROWS, 0)[number // 3 % 4]
     first = int(rng.integers(0, TABLE_ROWS - height + 1))
-    return (index, (height, width)), {"first_row": first, "rows": TABLE_ROWS}
+    return (shape, (height, width)), {"first_row": first, "rows": TABLE_ROWS}
 
 
 def _reduce_parts(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue]]:
@@ -305,7 +303,6 @@ def _cast(rng: Rng, number: int) -> tuple[tuple[Shape, ...], dict[str, AttrValue
 SHAPERS: dict[str, Shaper] = {
     "matmul": _matmul,
     "embedding": _embedding,
-    "embedding_part": _embedding_part,
     "reduce_parts": _reduce_parts,
     "reshape": _reshape,
     "transpose": _transpose,

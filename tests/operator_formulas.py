@@ -272,10 +272,10 @@ def _silu(inputs: Inputs, _: Attrs) -> Array:
     return np.where(np.isneginf(x), 0.0, x * _logistic(x))
 
 
-def _embedding_part(inputs: Inputs, attrs: Attrs) -> Array:
+def _embedding(inputs: Inputs, attrs: Attrs) -> Array:
     """Look up in the whole table, of which all but a part is zeros."""
     index, table = inputs
-    first, rows = attrs["first_row"], attrs["rows"]
+    first, rows = attrs.get("first_row", 0), attrs.get("rows") or len(table)
     assert isinstance(first, int) and isinstance(rows, int)
     whole = np.zeros((rows, table.shape[1]), table.dtype)
     whole[first : first + len(table)] = table
@@ -335,8 +335,7 @@ FORMULAS: dict[str, Formula] = {
     "view": lambda x, attrs: x[0].reshape(_shape(attrs)),
     "slice": _slice,
     "im2col": _im2col,
-    "embedding": lambda x, _: x[1][x[0]],
-    "embedding_part": _embedding_part,
+    "embedding": _embedding,
     "reduce_parts": _reduce_parts,
     "matmul": _matmul,
     "softmax": _softmax,

@@ -114,3 +114,27 @@ def test_a_part_that_does_not_lie_inside_is_refused(first: int, rows: int | None
     index, table = builder.tensor((3,), "int32"), builder.tensor((4, 5), "fp32")
     with pytest.raises(ValueError, match=r"^embedding: first_row is .*; the 4 rows of the table"):
         builder.apply("embedding", [index, table], {"first_row": first, "rows": rows})
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_a_part_that_a_matmul_reads_too_is_packed(dtype: str) -> None:
+    first, height, width = 21, 35, 37
+    builder = GraphBuilder("packed")
+    index = builder.tensor((9,), "int32")
+    table = builder.parameter((height, width), dtype)
+    part = builder.apply("embedding", [index, table], {"first_row": first, "rows": 60})
+    builder.keep(part)
+    builder.apply("matmul", [builder.tensor((2, width), dtype), table], {"transpose_other": True})
+    graph = builder.freeze()
+    plan = make_plan(graph, cpu_target(2))
+    assert [b.packing for b in plan.buffers if b.kind == "weight"] == ["panels_t"]
+    rows = np.array([0, 20, 21, 22, 36, 37, 55, 56, 59], np.int32)
+    with launched(graph, cpu_target(2, best_isa()), "cpu") as session:
+        data = np.random.default_rng(6).normal(size=(height, width)).astype(table.view.dtype.numpy)
+        session.write(table.view, data)
+        session.write(index.view, rows)
+        session.run(1, "forward", {})
+        session.wait()
+        whole = np.zeros((60, width), data.dtype)
+        whole[first : first + height] = data
+        assert session.read(part.view).tobytes() == whole[rows].tobytes()

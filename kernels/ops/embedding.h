@@ -28,3 +28,20 @@ ARK_FN int64_t ark_panel_place(int64_t j) {
   constexpr int width = 16, group = 4 / sizeof(T);
   return j / group * group * width + j % group;
 }
+
+// Where a part of a table, from row extra[2] on, has the row of an index below extra[3], if
+// `is_here`; null if the whole table has no such row.
+template <class T>
+ARK_FN const T* ark_embedding_part(const ark_call& call, const T* table, int32_t index,
+                                   const int64_t* extra, bool* is_here) {
+  if (!ark_is_row(call, index, extra[3])) return nullptr;
+  *is_here = index >= extra[2] && index < extra[2] + extra[0];
+  return *is_here ? ark_embedding(call, table, int32_t(index - extra[2]), extra) : table;
+}
+template <class T>
+ARK_FN const T* ark_embedding_part_packed(const ark_call& call, const T* table, int32_t index,
+                                          const int64_t* extra, bool* is_here) {
+  if (!ark_is_row(call, index, extra[3])) return nullptr;
+  *is_here = index >= extra[2] && index < extra[2] + extra[0];
+  return *is_here ? ark_embedding_packed(call, table, int32_t(index - extra[2]), extra) : table;
+}

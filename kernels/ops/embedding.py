@@ -3,9 +3,9 @@
 import numpy as np
 
 from ark_dist.core.dtype import ALL_DTYPES
-from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, Step, register
+from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, register
 from ark_dist.core.shape import Box, box_size
-from ark_dist.core.target import Cost, Target
+from ark_dist.core.target import Cost
 from ark_dist.core.view import Spec
 from ark_dist.kernels.rules import int_attr, map_tiles, share
 
@@ -25,7 +25,7 @@ ARGUMENTS = (
 )
 
 
-def result_spec(specs: Specs, attrs: Attrs) -> Spec:
+def _infer(specs: Specs, attrs: Attrs) -> Spec:
     """Shape and dtype of the result; raises ValueError or TypeError."""
     index, table = specs
     if index.dtype.name != "int32":
@@ -42,12 +42,12 @@ def result_spec(specs: Specs, attrs: Attrs) -> Spec:
     return Spec((*index.shape, table.shape[1]), table.dtype)
 
 
-def in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...]:
+def _in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...]:
     """The rows' columns; which rows are read is known at run time only, so all count as read."""
     return box[:-1], ((0, specs[1].shape[0]), box[-1])
 
 
-def reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
+def _reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
     """Rows of the table, zeros for those that others have."""
     index, table = tiles[0].astype(np.int64), tiles[1]
     rows = len(table) if attrs["rows"] is None else int_attr(attrs, "rows")
@@ -61,7 +61,7 @@ def reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
     return found
 
 
-def cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
+def _cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
     """Each index, and each row twice."""
     index, _ = specs
     row_bytes = 2 * box_size(box) * out.dtype.itemsize
@@ -71,12 +71,6 @@ def cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
 def _packings(attrs: Attrs) -> tuple[str, ...]:
     # Rows of the table are what a matmul with transpose_other has as columns.
     return "", "panels_t"
-
-
-def _expand(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Step, ...]:
-    if attrs["rows"] in (None, specs[1].shape[0]):
-        return ()
-    return (Step("embedding_part", (0, 1), tuple(attrs.items())),)
 
 
 def _sharding(specs: Specs, out: Spec, attrs: Attrs) -> str:
@@ -99,18 +93,18 @@ register(
         summary=SUMMARY,
         arguments=ARGUMENTS,
         dtypes=ALL_DTYPES,
-        infer=result_spec,
+        infer=_infer,
         view=None,
-        in_boxes=in_boxes,
-        reference=reference,
+        in_boxes=_in_boxes,
+        reference=_reference,
         tiles=map_tiles,
-        cost=cost,
+        cost=_cost,
         sharding=_sharding,
         localize=_localize,
         gradient=None,
         effect="none",
         kernel=Kernel("gather", "ark_embedding", failure=FAILURE, packings=_packings),
-        expand=_expand,
+        expand=None,
         parts=None,
         pieces=None,
         is_public=True,
