@@ -98,6 +98,14 @@ def test_rows_of_a_batch_write_what_they_write_alone(device: str) -> None:
             check_logits(llama.logits.to_numpy()[0], logits[row].astype(np.float64))
 
 
+def test_the_kernel_for_gpus_writes_the_same() -> None:
+    prompts = [a_prompt(11), a_prompt(3, seed=1)]
+    with running(device="numpy", batch=2) as (llama, exe):
+        wanted = generate(llama, exe, prompts, 4)
+    with running(device="emulated", batch=2) as (llama, exe):
+        assert generate(llama, exe, prompts, 4) == wanted
+
+
 def first_new(tokens: list[int], earliest: int) -> int:
     """The first index from `earliest` on whose token did not come up before."""
     return next(i for i in range(earliest, len(tokens)) if tokens[i] not in tokens[:i])
