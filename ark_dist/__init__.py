@@ -66,6 +66,7 @@ _HOMES = {
     "core.layout": ("P",),
     "core.shape": ("Dims",),
     "executor": ("Executor",),
+    "generation": ("Generation", "LanguageModel", "generate"),
     "mesh": ("Mesh",),
     "model": ("Model",),
     "module": ("Module",),

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 READABLE = ("input", "output", "state", "weight", "constant")
 WRITABLE = ("input", "state", "weight")
 MAX_LISTED = 20
+# Devices whose memory is this process's.
+PEEKABLE = ("cpu", "numpy")
 
 
 class Binding:
@@ -95,6 +97,22 @@ class Binding:
         if is_local:
             return self.shares.read_local(call, tensor.value.view)
         return self.shares.read(tensor.value.view)
+
+    def can_peek(self, call: str, tensor: Tensor) -> bool:
+        """Whether `peek` can read the tensor: all of it lies in this process's memory."""
+        self.require(call, tensor)
+        view = self.part_view(tensor)
+        is_whole = view is not None and view.shape == tensor.value.view.shape
+        return is_whole and self.session.plan.target.kind in PEEKABLE
+
+    def peek(self, call: str, tensor: Tensor) -> Array:
+        """Return a copy of the tensor as it is now, during a run as well."""
+        view = self.part_view(tensor)
+        if not self.can_peek(call, tensor) or view is None:
+            raise ValueError(
+                f"{call}: {tensor.name!r} is not all in this process's memory; read it after wait()"
+            )
+        return self.session.memory.read(view)
 
     def part(self, tensor: Tensor) -> Box:
         """The [start, stop) per dimension that this rank wants to read of a tensor.

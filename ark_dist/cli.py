@@ -20,6 +20,7 @@ from ark_dist.core.errors import ArkError
 from ark_dist.core.settings import child_environment, read_settings
 from ark_dist.core.version import VERSION
 from ark_dist.launch.cache import CompileCache
+from ark_dist.demo_command import demo
 from ark_dist.launch.exit_codes import BAD_CONFIG, BAD_FILE, exit_code
 
 app = typer.Typer(
@@ -111,6 +112,9 @@ def run(
         outcomes = [outcome.as_dict() for outcome in result.outcomes]
         print(json.dumps({"code": result.code, "reason": result.reason, "ranks": outcomes}))
     raise typer.Exit(result.code)
+
+
+app.command()(demo)
 
 
 @app.command()

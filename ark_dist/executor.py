@@ -193,6 +193,22 @@ class Executor:
         )
         array[...] = self._binding.read(call, src)
 
+    def can_peek(self, tensor: Tensor) -> bool:
+        """Tell whether `peek` can read a tensor: this rank has all of it, in the CPU's memory."""
+        return self._binding.can_peek("can_peek", tensor)
+
+    def peek(self, tensor: Tensor) -> npt.NDArray[np.generic]:
+        """Return a copy of a tensor as it is at this moment, during a run as well.
+
+        Elements are those of some moment each: what the kernel writes meanwhile may be there or
+        not. For states that grow, such as a table of tokens.
+
+        Raises:
+            LifecycleError: before compile().
+            ValueError: where `can_peek` is False.
+        """
+        return self._binding.peek("peek", tensor)
+
     def launch(self) -> None:
         """Start the resident kernel; it computes nothing until run().
 

@@ -1,0 +1,146 @@
+"""Answer a question with a small published model: what `ark-dist demo` runs, on each rank."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from ark_dist.context import rank, world_size
+from ark_dist.core.errors import ConfigError
+from ark_dist.demo_model import SMOLLM2, fetch_model
+from ark_dist.generation import Generation, LanguageModel
+from ark_dist.launch.runner import RunRequest, run_ranks
+
+QUESTION = "What is the capital of France?"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What to answer, and how.
+
+    Attributes:
+        question: what the user says; a chat of one message.
+        folder: the model, as Hugging Face has it; "" is SmolLM2-135M-Instruct, fetched once.
+        dtype: of the weights of a model that is fetched.
+        device: as of an Executor.
+        workers: threads of each rank on a CPU; 0 is as many as fit.
+        context: tokens of question and answer together.
+        max_new_tokens: most tokens of the answer.
+        temperature: as of `generate`, as are the others.
+        is_json: print one object in the end, and no text before.
+    """
+
+    question: str = QUESTION
+    folder: str = ""
+    dtype: str = "bf16"
+    device: str = "auto"
+    workers: int = 0
+    context: int = 2048
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    is_json: bool = False
+
+
+def model_folder(options: DemoOptions) -> Path:
+    """The model's folder, which is fetched if it has to be.
+
+    Raises:
+        ConfigError, CacheError, CheckpointError: as `fetch_model`; there is no such folder.
+    """
+    if not options.folder:
+        return fetch_model(SMOLLM2, dtype=options.dtype)
+    folder = Path(options.folder)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder; name one as Hugging Face has it")
+    return folder
+
+
+def answer(options: DemoOptions) -> None:
+    """Print the answer as it is written; all ranks call it, and the first one prints."""
+    is_first = rank() == 0
+    is_told = is_first and not options.is_json
+    with _loaded(options, is_told) as model:
+        pass_on = _print_piece if is_told else None
+        if is_told:
+            print(f"> {options.question}", flush=True)
+        found = model.generate(
+            [{"role": "user", "content": options.question}],
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seed=options.seed,
+            on_text=pass_on,
+        )[0]
+        if is_first:
+            _report(model, found, options)
+
+
+def _print_piece(_: int, text: str) -> None:
+    print(text, end="", flush=True)
+
+
+@contextmanager
+def _loaded(options: DemoOptions, is_shown: bool) -> Iterator[LanguageModel]:
+    """The model; where somebody watches, something moves while it is loaded."""
+    console = Console(stderr=True, quiet=not is_shown)
+    with console.status("loading the model"):
+        model = LanguageModel(
+            model_folder(options),
+            context=options.context,
+            device=options.device,
+            workers=options.workers or None,
+        )
+    with model:
+        yield model
+
+
+def _report(model: LanguageModel, found: Generation, options: DemoOptions) -> None:
+    timing = model.timing
+    if options.is_json:
+        row = {
+            "text": found.text,
+            "token_ids": found.token_ids,
+            "tokens_per_s": timing.tokens_per_s,
+            "ranks": world_size(),
+            "device": model.executor.plan.target.kind,
+            "load_s": model.load_s,
+            "compile_s": model.compile_s,
+            "prefill_ms": timing.prefill_s * 1e3,
+        }
+        print(json.dumps(row), flush=True)
+        return
+    print(
+        f"\n\n{len(found.token_ids)} tokens, {timing.tokens_per_s:.1f} tokens/s on {world_size()} "
+        f"ranks, device {model.executor.plan.target.kind}; compiled in {model.compile_s:.1f} s, "
+        f"loaded in {model.load_s:.1f} s, prompt read in {timing.prefill_s * 1e3:.0f} ms",
+        flush=True,
+    )
+
+
+def launch(options: DemoOptions, ranks: int) -> int:
+    """Answer on several ranks, started by MPI; returns the exit code.
+
+    Raises:
+        ConfigError, CacheError, CheckpointError: as `model_folder`.
+    """
+    # Fetched before they start: the ranks' limits are for computing.
+    options = replace(options, folder=str(model_folder(options)))
+    program = sys.executable, "-m", "ark_dist.demo", json.dumps(asdict(options))
+    result = run_ranks(RunRequest(count=ranks, program=program, has_prefix=False))
+    if result.code:
+        print(f"ark-dist demo: {result.reason}", file=sys.stderr)
+    return result.code
+
+
+if __name__ == "__main__":
+    answer(DemoOptions(**json.loads(sys.argv[1])))

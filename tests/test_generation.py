@@ -1,0 +1,190 @@
+"""Texts from a folder with a tiny random Llama: batches, streams, stops, and the demo."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ark_dist as ark
+from ark_dist import world
+from ark_dist.comm.communicator import Communicator
+from ark_dist.convert.folder import convert_gguf
+from ark_dist.generation import Generation, LanguageModel, generate
+from ark_dist.launch.exit_codes import BAD_CONFIG
+from tests.gguf_models import write_gguf
+from tests.rank_threads import on_ranks
+from tests.test_cli import run
+
+PROMPTS = ["hello w", "12 ab hello"]
+HOT = {"temperature": 1.5, "top_k": 40, "top_p": 0.95, "seed": 7}
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("model")
+    convert_gguf(write_gguf(root / "tiny.gguf"), root / "tiny", dtype="fp32")
+    return root / "tiny"
+
+
+@pytest.fixture(scope="module", params=["cpu", "numpy"])
+def model(request: pytest.FixtureRequest, folder: Path) -> Iterator[LanguageModel]:
+    with LanguageModel(folder, batch=3, context=48, device=request.param, workers=2) as made:
+        yield made
+
+
+def ids(found: list[Generation]) -> list[tuple[int, ...]]:
+    return [each.token_ids for each in found]
+
+
+def test_rows_of_a_batch_are_what_they_are_alone(model: LanguageModel) -> None:
+    both = model.generate(PROMPTS, max_new_tokens=COUNT)
+    alone = [model.generate(prompt, max_new_tokens=COUNT)[0] for prompt in PROMPTS]
+    assert both == alone
+    for each, prompt in zip(both, PROMPTS, strict=True):
+        assert each.prompt_ids == tuple(model.tokenizer.encode(prompt))
+        assert each.text == model.tokenizer.decode(each.token_ids)
+        assert each.is_stopped == (each.token_ids[-1] in model.stop_ids)
+        assert len(each.token_ids) == COUNT or each.is_stopped
+
+
+def test_a_prompt_is_a_text_its_tokens_or_a_chat(model: LanguageModel) -> None:
+    (text,) = model.generate(PROMPTS[0], max_new_tokens=3)
+    (tokens,) = model.generate(model.tokenizer.encode(PROMPTS[0]), max_new_tokens=3)
+    assert text == tokens
+    chat = [{"role": "user", "content": "hello"}]
+    (answer,) = model.generate(chat, max_new_tokens=3)
+    assert list(answer.prompt_ids) == model.tokenizer.encode_chat(chat)
+    assert model.generate([chat, chat], max_new_tokens=3)[1].prompt_ids == answer.prompt_ids
+
+
+def test_a_seed_gives_the_same_texts_again(model: LanguageModel) -> None:
+    first = model.generate(PROMPTS, max_new_tokens=COUNT, **HOT)
+    assert model.generate(PROMPTS, max_new_tokens=COUNT, **HOT) == first
+    assert model.generate(PROMPTS, max_new_tokens=COUNT, **{**HOT, "seed": 8}) != first
+
+
+def test_pieces_of_a_stream_make_the_text(model: LanguageModel) -> None:
+    pieces: dict[int, str] = {0: "", 1: ""}
+
+    def add(row: int, text: str) -> None:
+        assert text
+        pieces[row] += text
+
+    found = model.generate(PROMPTS, max_new_tokens=COUNT, on_text=add, **HOT)
+    assert list(pieces.values()) == [each.text for each in found]
+
+
+def test_a_generation_is_one_command_after_its_prompts(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[tuple[str, int]] = []
+    run_it = model.executor.run
+
+    def count(iterations: int, *, method: str, scalars: dict[str, float]) -> None:
+        commands.append((method, iterations))
+        run_it(iterations, method=method, scalars=scalars)
+
+    monkeypatch.setattr(model.executor, "run", count)
+    model.generate(PROMPTS, max_new_tokens=COUNT, on_text=lambda row, text: None)
+    assert commands == [("prefill", 1), ("decode", COUNT)]
+
+
+def test_a_text_ends_with_its_first_stop_token(folder: Path) -> None:
+    with LanguageModel(folder, context=48, device="cpu", workers=1) as model:
+        (free,) = model.generate(PROMPTS[0], max_new_tokens=COUNT, **HOT)
+    places = {token: i for i, token in reversed(list(enumerate(free.token_ids)))}
+    token, at = max(places.items(), key=lambda item: item[1])
+    other = folder.parent / "stops"
+    other.mkdir()
+    for path in folder.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    for name in ("config.json", "generation_config.json"):
+        table = json.loads((other / name).read_text())
+        (other / name).write_text(json.dumps({**table, "eos_token_id": token}))
+    told: list[str] = []
+    with LanguageModel(other, context=48, device="cpu", workers=1) as model:
+        (stopped,) = model.generate(
+            PROMPTS[0], max_new_tokens=64, on_text=lambda row, text: told.append(text), **HOT
+        )
+    assert stopped.token_ids == free.token_ids[: at + 1]
+    assert stopped.is_stopped
+    assert "".join(told) == stopped.text
+
+
+def test_ranks_write_what_one_writes(folder: Path) -> None:
+    options = {"context": 48, "device": "cpu", "workers": 1, "max_new_tokens": COUNT}
+    want = generate(folder, PROMPTS, **options)
+
+    def work(communicator: Communicator) -> tuple[list[Generation], str]:
+        told: list[str] = []
+        with world.use(communicator):
+            found = generate(
+                folder, PROMPTS, **options,
+                on_text=lambda row, text: told.append(text) if row == 0 else None,
+            )  # fmt: skip
+        return found, "".join(told)
+
+    assert on_ranks(2, work) == [(want, want[0].text)] * 2
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "text"),
+    [
+        ([], {}, "found 0 prompts, wanted 1 to 3, the batch"),
+        (["a"] * 4, {}, "found 4 prompts, wanted 1 to 3, the batch"),
+        ("", {}, "prompt 0 has no tokens; give it a text"),
+        ([100_000], {}, "row 0 has the token 100000, wanted 0 to "),
+        ("hello " * 60, {}, "tokens, and the context 48; shorten the prompt"),
+        ("a", {"max_new_tokens": 0}, "max_new_tokens is 0; it must be 1 or more"),
+        ("a", {"temperature": -1.0}, "temperature is -1.0; it must be 0 or more"),
+        ("a", {"top_p": 0.0}, "top_p is 0.0; it must be above 0, and 1 at most"),
+    ],
+)
+def test_bad_requests_are_named(
+    model: LanguageModel, prompts: list[str], options: dict[str, float], text: str
+) -> None:
+    with pytest.raises(ValueError, match="generate|set_prompts") as error:
+        model.generate(prompts, **options)
+    assert text in str(error.value)
+    assert model.generate("hello", max_new_tokens=1)
+
+
+def test_what_is_not_in_this_process_cannot_be_peeked(folder: Path) -> None:
+    graph = ark.Model("peek")
+    x = graph.tensor((4,), name="x")
+    y = graph.add(x, x)
+    with ark.Executor(model=graph, device="null") as exe:
+        exe.compile()
+        assert not exe.can_peek(y)
+        with pytest.raises(ValueError, match=r"is not all in this process's memory"):
+            exe.peek(y)
+    with ark.Executor(model=graph, device="cpu", workers=1) as exe:
+        exe.compile()
+        x.from_numpy(np.ones(4, np.float32))
+        exe.launch()
+        exe.run(1)
+        exe.wait()
+        assert exe.peek(x).tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_the_demo_answers_with_any_folder(folder: Path, ranks: str) -> None:
+    done = run(
+        "demo", "hello", "--model", str(folder), "--ranks", ranks, "--max-new-tokens", "5",
+        "--context", "100", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert row["ranks"] == int(ranks)
+    assert row["device"] == "cpu"
+    assert 1 <= len(row["token_ids"]) <= 5
+    assert {"text", "tokens_per_s", "load_s", "compile_s", "prefill_ms"} <= set(row)
+
+
+def test_a_folder_that_is_not_there_is_named() -> None:
+    done = run("demo", "--model", "/no/such/model")
+    assert done.returncode == BAD_CONFIG
+    assert "/no/such/model is not a folder" in done.stderr
