@@ -19,8 +19,8 @@ from rich.text import Text
 from ark_dist.core.errors import ArkError
 from ark_dist.core.settings import child_environment, read_settings
 from ark_dist.core.version import VERSION
-from ark_dist.launch.cache import CompileCache
 from ark_dist.demo_command import demo
+from ark_dist.launch.cache import CompileCache
 from ark_dist.launch.exit_codes import BAD_CONFIG, BAD_FILE, exit_code
 
 app = typer.Typer(

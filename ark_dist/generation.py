@@ -12,6 +12,7 @@ import numpy as np
 
 from ark_dist.chat_template import Message
 from ark_dist.context import world_size
+from ark_dist.core.op import Array
 from ark_dist.executor import Executor
 from ark_dist.mesh import Mesh
 from ark_dist.model import Model
@@ -249,7 +250,7 @@ class _Texts:
             if rest := self._streams[row].finish():
                 self._on_text(row, rest)
 
-    def _new(self, line: np.ndarray[tuple[int, ...], np.dtype[np.int32]], row: int) -> Iterator[int]:
+    def _new(self, line: Array, row: int) -> Iterator[int]:
         """Tokens of a row that were not told yet; nothing comes after a stop token."""
         stops = self._model.stop_ids
         before = self._starts[row] + self._told[row]
@@ -322,7 +323,7 @@ def _check(
     empty = next((i for i, row in enumerate(rows) if not row), None)
     if empty is not None:
         raise ValueError(f"generate: prompt {empty} has no tokens; give it a text")
-    if not isinstance(count, int) or count < 1:
+    if count < 1:
         raise ValueError(f"generate: max_new_tokens is {count!r}; it must be 1 or more")
     if not temperature >= 0:
         raise ValueError(f"generate: temperature is {temperature!r}; it must be 0 or more")

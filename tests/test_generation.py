@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tests.rank_threads import on_ranks
 from tests.test_cli import run
 
 PROMPTS = ["hello w", "12 ab hello"]
-HOT = {"temperature": 1.5, "top_k": 40, "top_p": 0.95, "seed": 7}
+HOT: dict[str, Any] = {"temperature": 1.5, "top_k": 40, "top_p": 0.95, "seed": 7}
 COUNT = 12
 
 
@@ -115,7 +116,12 @@ def test_a_text_ends_with_its_first_stop_token(folder: Path) -> None:
 
 
 def test_ranks_write_what_one_writes(folder: Path) -> None:
-    options = {"context": 48, "device": "cpu", "workers": 1, "max_new_tokens": COUNT}
+    options: dict[str, Any] = {
+        "context": 48,
+        "device": "cpu",
+        "workers": 1,
+        "max_new_tokens": COUNT,
+    }
     want = generate(folder, PROMPTS, **options)
 
     def work(communicator: Communicator) -> tuple[list[Generation], str]:
@@ -144,9 +150,9 @@ def test_ranks_write_what_one_writes(folder: Path) -> None:
     ],
 )
 def test_bad_requests_are_named(
-    model: LanguageModel, prompts: list[str], options: dict[str, float], text: str
+    model: LanguageModel, prompts: list[str], options: dict[str, Any], text: str
 ) -> None:
-    with pytest.raises(ValueError, match="generate|set_prompts") as error:
+    with pytest.raises(ValueError, match=r"generate|set_prompts") as error:
         model.generate(prompts, **options)
     assert text in str(error.value)
     assert model.generate("hello", max_new_tokens=1)
