@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ark_dist.bench import compute
+from ark_dist.bench.decode import decode
 from ark_dist.bench.rows import Row, Wanted
 from ark_dist.core.graph import Graph
 from ark_dist.core.layout import MeshShape, P
@@ -124,6 +125,7 @@ def _whole(bench: Callable[[], list[Row]]) -> Callable[[Wanted], list[Row]]:
 
 BENCHES: dict[str, Callable[[Wanted], list[Row]]] = {
     "all_reduce": _whole(all_reduce),
+    "decode": decode,
     "dispatch": _whole(dispatch),
     "load": _whole(load),
     "matmul": compute.matmul,

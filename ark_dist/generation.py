@@ -20,8 +20,9 @@ from ark_dist.models.llama import NO_TOKEN, TENSOR_AXIS, Llama
 from ark_dist.models.llama_config import read_llama_config
 from ark_dist.tokenizer import TextStream, Tokenizer, load_tokenizer
 
-# A text, token ids, or a chat.
+# A text, token ids, or a chat; and one of them, or several of one kind.
 Prompt = str | Sequence[int] | Sequence[Message]
+Prompts = Prompt | Sequence[str] | Sequence[Sequence[int]] | Sequence[Sequence[Message]]
 # Called with a row and a piece of its text.
 OnText = Callable[[int, str], None]
 
@@ -131,7 +132,7 @@ class LanguageModel:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[str] | Sequence[Sequence[Message]],
+        prompts: Prompts,
         *,
         max_new_tokens: int = MAX_NEW_TOKENS,
         temperature: float = 0.0,
@@ -272,7 +273,7 @@ class _Texts:
 
 def generate(
     folder: str | os.PathLike[str],
-    prompts: Prompt | Sequence[str] | Sequence[Sequence[Message]],
+    prompts: Prompts,
     *,
     context: int | None = None,
     mesh: Mesh | None = None,
@@ -305,7 +306,7 @@ def generate(
 
 
 def _split(
-    prompts: Prompt | Sequence[str] | Sequence[Sequence[Message]],
+    prompts: Prompts,
 ) -> Sequence[Prompt]:
     """The prompts, where one may be given by itself."""
     if isinstance(prompts, str) or not prompts:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -17,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ark_dist.bench.cases import CHAIN_FACTOR, LAYERNORM_EPS, RMSNORM_EPS, Array, Case
+from ark_dist.bench.child import Child
 from ark_dist.bench.timing import Effort, rest, seconds_per_call
-from ark_dist.core.settings import child_environment
 
 if TYPE_CHECKING:
     import torch  # type: ignore[import-not-found,unused-ignore]  # optional: a peer
@@ -26,36 +24,21 @@ if TYPE_CHECKING:
 # Ways to compute the same; the fastest one is the peer.
 Ways = list[Callable[[], "torch.Tensor"]]
 
-ANSWER_LIMIT_S = 300.0
 # Calls, then groups of calls, by which the fastest way is found: the first ones are slow.
 WARM_CALLS, PROBES = 3, Effort(rounds=3, round_s=0.02)
-# glibc gives large blocks back to the system and takes them anew for every call, zeroed page by
-# page; a program that runs for long sets this, so torch gets it too.
-ALLOCATOR = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-    "MALLOC_TOP_PAD_": str(1 << 26),
-}
 
 
 class TorchPeer:
     """A process that computes with torch on some threads; `name` is None where there is none."""
 
     def __init__(self, threads: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "ark_dist.bench.torch_peer", str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=child_environment(OMP_NUM_THREADS=str(threads), OMP_PROC_BIND="true", **ALLOCATOR),
-        )
-        name = self._answer()["name"]
-        self.name = None if name is None else str(name)
+        self._child = Child("ark_dist.bench.torch_peer", [str(threads)], threads)
+        self.name = self._child.name
 
     def prepare(self, case: Case) -> float | None:
         """Make the operands and check the result; seconds of a call, None where torch can't."""
         fields = [case.kind, case.name, case.dtype, case.shapes, case.operations]
-        answer = self._ask({"case": fields})
+        answer = self._child.ask({"case": fields})
         if "problem" in answer:
             print(f"torch: no {case.name} in {case.dtype}: {answer['problem']}", file=sys.stderr)
             return None
@@ -63,7 +46,7 @@ class TorchPeer:
 
     def run(self, count: int) -> float:
         """Compute a number of times; seconds of a call."""
-        return float(str(self._ask({"count": count})["seconds"]))
+        return self._child.seconds({"count": count})
 
     def __enter__(self) -> TorchPeer:
         return self
@@ -74,24 +57,7 @@ class TorchPeer:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    def _ask(self, question: dict[str, object]) -> dict[str, object]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, object]:
-        assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], ANSWER_LIMIT_S)[0]:
-            raise TimeoutError(f"torch did not answer in {ANSWER_LIMIT_S:.0f} s")
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"torch's process ended with {self._process.wait()}")
-        answer: dict[str, object] = json.loads(line)
-        return answer
+        self._child.close()
 
 
 def _rope(v: Sequence[torch.Tensor]) -> Ways:
