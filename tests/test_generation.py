@@ -1,5 +1,6 @@
 """Texts from a folder with a tiny random Llama: batches, streams, stops, and the demo."""
 
+import ctypes
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from ark_dist.comm.communicator import Communicator
 from ark_dist.convert.folder import convert_gguf
 from ark_dist.generation import Generation, LanguageModel, generate
 from ark_dist.launch.exit_codes import BAD_CONFIG
+from ark_dist.models.llama import NO_TOKEN
 from tests.gguf_models import write_gguf
 from tests.rank_threads import on_ranks
 from tests.test_cli import run
@@ -21,6 +23,8 @@ from tests.test_cli import run
 PROMPTS = ["hello w", "12 ab hello"]
 HOT: dict[str, Any] = {"temperature": 1.5, "top_k": 40, "top_p": 0.95, "seed": 7}
 COUNT = 12
+# How long Python is blocked at a time, and how often at most: on a busy machine threads wait.
+BLOCK_US, MOST_BLOCKS = 200_000, 50
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,25 @@ def test_a_generation_is_one_command_after_its_prompts(
     monkeypatch.setattr(model.executor, "run", count)
     model.generate(PROMPTS, max_new_tokens=COUNT, on_text=lambda row, text: None)
     assert commands == [("prefill", 1), ("decode", COUNT)]
+
+
+def test_the_kernel_writes_while_python_is_blocked(folder: Path) -> None:
+    python = ctypes.PyDLL(None)  # whose functions are called without giving other threads a turn
+    with LanguageModel(folder, context=48, device="cpu", workers=2) as model:
+        (want,) = model.generate(PROMPTS[0], max_new_tokens=COUNT)
+        llama, prompt = model.llama, model.tokenizer.encode(PROMPTS[0])
+        llama.tokens.from_numpy(np.full(llama.tokens.shape, NO_TOKEN, np.int32))
+        model.executor.run(llama.set_prompts([prompt]), method="prefill", scalars={"cursor": 0})
+        model.executor.run(COUNT, method="decode")
+        written: list[int] = []
+        for _ in range(MOST_BLOCKS):
+            python.usleep(BLOCK_US)
+            line = model.executor.peek(llama.tokens)[0, len(prompt) :].tolist()
+            written = line[: line.index(NO_TOKEN)]
+            if len(written) >= len(want.token_ids):
+                break
+        assert written[: len(want.token_ids)] == list(want.token_ids)
+        model.executor.wait()
 
 
 def test_a_text_ends_with_its_first_stop_token(folder: Path) -> None:
