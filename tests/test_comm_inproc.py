@@ -57,8 +57,9 @@ def test_a_delayed_message_arrives_and_order_is_kept() -> None:
 def test_a_delay_past_the_limit_is_a_time_out() -> None:
     world = inproc_world(2, timeout_s=0.1, faults=[Delay(1, 0, 0, 0.5)])
     errors = failures(world, lambda comm: comm.barrier())
-    assert isinstance(errors[0], CommTimeout)
-    assert isinstance(errors[1], (CommTimeout, CommAborted))
+    # Either may run out of time first: on a busy machine a thread may begin late.
+    assert any(isinstance(error, CommTimeout) for error in errors)
+    assert all(isinstance(error, (CommTimeout, CommAborted)) for error in errors)
 
 
 def test_a_killed_rank_is_lost_to_the_others() -> None:

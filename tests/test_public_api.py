@@ -37,8 +37,10 @@ NAMES = [
     "Executor",
     "FP16",
     "FP32",
+    "Generation",
     "INT32",
     "INT8",
+    "LanguageModel",
     "LifecycleError",
     "MemoryLimitError",
     "Mesh",
@@ -71,6 +73,7 @@ NAMES = [
     "fp16",
     "fp32",
     "full",
+    "generate",
     "init",
     "int32",
     "int8",
@@ -119,7 +122,9 @@ def test_a_public_name_can_be_used_and_is_documented(name: str) -> None:
         assert value.__module__.startswith("ark_dist.")
 
 
-@pytest.mark.parametrize("name", ["Model", "Tensor", "Parameter", "Executor", "Runtime", "Module"])
+@pytest.mark.parametrize(
+    "name", ["Model", "Tensor", "Parameter", "Executor", "Runtime", "Module", "LanguageModel"]
+)
 def test_every_public_method_is_documented(name: str) -> None:
     cls = getattr(ark, name)
     bare = [
