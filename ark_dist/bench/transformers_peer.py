@@ -22,7 +22,7 @@ def _load(folder: str, dtype: str, threads: int) -> tuple[str, Callable[..., flo
         return None
     torch.set_num_threads(threads)
     kind = getattr(torch, TORCH_DTYPES[dtype])
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, torch_dtype=kind).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=kind).eval()
 
     def seconds(tokens: list[list[int]], count: int = 0) -> float:
         ids = torch.tensor(tokens)

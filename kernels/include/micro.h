@@ -73,7 +73,17 @@ struct ark_matmul_block {
   const B* b;
   int64_t panel_stride;
   int64_t depth;
+  int64_t ahead = 0;  // from what is read of B to what is read soon
 };
+
+// Ask for a line of each of the panels `ahead`: weights come from memory while products are made. Of
+// one or two rows there is little to make, and the processor asks by itself.
+template <int ROWS, int PANELS, class B>
+ARK_FN void ark_matmul_ask(const B* b, int64_t panel_stride, int64_t ahead) {
+  if constexpr (ROWS > 2)
+    ARK_UNROLL
+    for (int v = 0; v < PANELS; ++v) __builtin_prefetch(b + v * panel_stride + ahead);
+}
 
 // sums += a * b along the block's depth.
 template <int ROWS, int PANELS>
@@ -86,6 +96,7 @@ ARK_FN void ark_matmul_products(ark_micro_sums<ROWS, PANELS>& sums,
     ARK_UNROLL
     for (int v = 0; v < vectors; ++v)
       x[v] = ark_vector_at(b + v / ARK_PANEL_VECTORS * block.panel_stride, v % ARK_PANEL_VECTORS);
+    ark_matmul_ask<ROWS, PANELS>(b, block.panel_stride, block.ahead);
     ARK_UNROLL
     for (int i = 0; i < ROWS; ++i) {
       const float y = a[i * block.a_stride];
@@ -149,6 +160,7 @@ ARK_FN void ark_matmul_products(ark_micro_sums<ROWS, PANELS>& sums,
   const float* a = block.a;
   const T* b = block.b;
   for (int64_t left = block.depth; left > 0; left -= 2, a += 2, b += 2 * ARK_PANEL) {
+    ark_matmul_ask<ROWS, PANELS>(b, block.panel_stride, block.ahead);
     ARK_UNROLL
     for (int panel = 0; panel < PANELS; ++panel) {
       float even[ARK_PANEL], odd[ARK_PANEL];
@@ -187,6 +199,7 @@ ARK_FN void ark_matmul_products(ark_micro_sums<ROWS, PANELS>& sums,
     ARK_UNROLL
     for (int v = 0; v < PANELS; ++v)
       x[v] = *reinterpret_cast<const ark_pairs*>(b + v * block.panel_stride);
+    ark_matmul_ask<ROWS, PANELS>(b, block.panel_stride, block.ahead);
     ARK_UNROLL
     for (int i = 0; i < ROWS; ++i) {
       const ark_pairs y = ark_every_pair(a + i * block.a_stride);
@@ -231,6 +244,7 @@ ARK_FN void ark_matmul_panels(float* to, ark_matmul_block<E, B> block, int64_t r
     ark_matmul_block<E, B> part = block;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
+      part.ahead = tile == 0 ? PANELS * block.panel_stride : 0;
       part.a = block.a + first * block.a_stride;
       ark_matmul_rows<ARK_MICRO_ROWS, PANELS>(to + first * ARK_COLUMNS, part, last - first,
                                               is_first);
