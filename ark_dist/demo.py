@@ -17,8 +17,6 @@ from ark_dist.demo_model import SMOLLM2, fetch_model
 from ark_dist.generation import Generation, LanguageModel
 from ark_dist.launch.runner import RunRequest, run_ranks
 
-QUESTION = "What is the capital of France?"
-
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
@@ -36,18 +34,18 @@ class DemoOptions:
         is_json: print one object in the end, and no text before.
     """
 
-    question: str = QUESTION
-    folder: str = ""
-    dtype: str = "bf16"
-    device: str = "auto"
-    workers: int = 0
-    context: int = 2048
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    is_json: bool = False
+    question: str
+    folder: str
+    dtype: str
+    device: str
+    workers: int
+    context: int
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    is_json: bool
 
 
 def model_folder(options: DemoOptions) -> Path:
@@ -119,9 +117,10 @@ def _report(model: LanguageModel, found: Generation, options: DemoOptions) -> No
         }
         print(json.dumps(row), flush=True)
         return
+    ranks = "1 rank" if world_size() == 1 else f"{world_size()} ranks"
     print(
-        f"\n\n{len(found.token_ids)} tokens, {timing.tokens_per_s:.1f} tokens/s on {world_size()} "
-        f"ranks, device {model.executor.plan.target.kind}; compiled in {model.compile_s:.1f} s, "
+        f"\n\n{len(found.token_ids)} tokens, {timing.tokens_per_s:.1f} tokens/s on {ranks}, "
+        f"device {model.executor.plan.target.kind}; compiled in {model.compile_s:.1f} s, "
         f"loaded in {model.load_s:.1f} s, prompt read in {timing.prefill_s * 1e3:.0f} ms",
         flush=True,
     )

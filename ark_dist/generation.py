@@ -12,6 +12,7 @@ import numpy as np
 
 from ark_dist.chat_template import Message
 from ark_dist.context import world_size
+from ark_dist.core.errors import ModelConfigError
 from ark_dist.core.op import Array
 from ark_dist.executor import Executor
 from ark_dist.mesh import Mesh
@@ -123,12 +124,17 @@ class LanguageModel:
         self.executor = Executor(
             model=self.llama.graph, device=device, workers=workers, mesh=mesh, name="llama"
         )
-        self.executor.compile()
-        compiled = time.perf_counter()
-        self.llama.load_state_dict(folder, cast=dtype is not None)
-        self.compile_s, self.load_s = compiled - started, time.perf_counter() - compiled
         self.timing = Timing(0.0, 0.0, 0)
-        self.executor.launch()
+        try:
+            self.executor.compile()
+            compiled = time.perf_counter()
+            self.llama.load_state_dict(folder, cast=dtype is not None)
+            self.compile_s, self.load_s = compiled - started, time.perf_counter() - compiled
+            self._check_stops(folder)
+            self.executor.launch()
+        except BaseException:
+            self.executor.close()
+            raise
 
     def generate(
         self,
@@ -159,7 +165,8 @@ class LanguageModel:
             ValueError: for too many or too long prompts, unknown tokens, or a bad setting.
         """
         rows = [self._tokens(prompt) for prompt in _split(prompts)]
-        _check(rows, self.llama.batch, max_new_tokens, temperature, top_p)
+        _check(rows, self.llama.batch, max_new_tokens)
+        _check_settings(temperature, top_k, top_p)
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         self._write_stops()
         started = time.perf_counter()
@@ -197,11 +204,18 @@ class LanguageModel:
             return self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]  # a chat
         return [int(token) for token in prompt]  # type: ignore[arg-type]  # token ids
 
-    def _write_stops(self) -> None:
-        """Stop at the tokenizer's stop tokens, and forget what was written before."""
-        stops = sorted({*self.tokenizer.stop_ids, *self.llama.config.eos_token_ids})
+    def _check_stops(self, folder: str | os.PathLike[str]) -> None:
         places = self.llama.stop_tokens.shape[0]
-        given = [*stops, *[NO_TOKEN] * places][:places]
+        if len(self.stop_ids) > places:
+            raise ModelConfigError(
+                f"{os.fspath(folder)}: found {len(self.stop_ids)} stop tokens, and room for "
+                f"{places}; name fewer in the eos_token_id of generation_config.json"
+            )
+
+    def _write_stops(self) -> None:
+        """Stop at the folder's stop tokens, and forget what was written before."""
+        places = self.llama.stop_tokens.shape[0]
+        given = [*sorted(self.stop_ids), *[NO_TOKEN] * (places - len(self.stop_ids))]
         self.llama.stop_tokens.from_numpy(np.array(given, np.int32))
         empty = np.full(self.llama.tokens.shape, NO_TOKEN, np.int32)
         self.llama.tokens.from_numpy(empty)
@@ -213,7 +227,12 @@ class LanguageModel:
             try:
                 return self.executor.wait(LOOK_S)
             except TimeoutError:
-                texts.look()
+                try:
+                    texts.look()
+                except Exception:
+                    # It is on_text's; the model can be used again once the run is over.
+                    self.executor.wait()
+                    raise
 
     def _generation(self, ids: Sequence[int], prompt: Sequence[int]) -> Generation:
         is_stopped = bool(ids) and ids[-1] in self.stop_ids
@@ -305,9 +324,7 @@ def generate(
         )  # fmt: skip
 
 
-def _split(
-    prompts: Prompts,
-) -> Sequence[Prompt]:
+def _split(prompts: Prompts) -> Sequence[Prompt]:
     """The prompts, where one may be given by itself."""
     if isinstance(prompts, str) or not prompts:
         return [prompts] if isinstance(prompts, str) else []
@@ -316,9 +333,7 @@ def _split(
     return [prompts] if is_one else prompts  # type: ignore[list-item,return-value]  # see above
 
 
-def _check(
-    rows: Sequence[Sequence[int]], batch: int, count: int, temperature: float, top_p: float
-) -> None:
+def _check(rows: Sequence[Sequence[int]], batch: int, count: int) -> None:
     if not 1 <= len(rows) <= batch:
         raise ValueError(f"generate: found {len(rows)} prompts, wanted 1 to {batch}, the batch")
     empty = next((i for i, row in enumerate(rows) if not row), None)
@@ -326,7 +341,12 @@ def _check(
         raise ValueError(f"generate: prompt {empty} has no tokens; give it a text")
     if count < 1:
         raise ValueError(f"generate: max_new_tokens is {count!r}; it must be 1 or more")
+
+
+def _check_settings(temperature: float, top_k: int, top_p: float) -> None:
     if not temperature >= 0:
         raise ValueError(f"generate: temperature is {temperature!r}; it must be 0 or more")
+    if top_k < 0:
+        raise ValueError(f"generate: top_k is {top_k!r}; it must be 0, for all tokens, or more")
     if not 0 < top_p <= 1:
         raise ValueError(f"generate: top_p is {top_p!r}; it must be above 0, and 1 at most")

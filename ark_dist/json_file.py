@@ -11,13 +11,14 @@ from ark_dist.safetensors_file import open_regular, read_into, refuse_pointer
 MAX_CONFIG_BYTES = 16 << 20
 
 
-def read_bytes(path: Path, max_bytes: int) -> bytes:
+def read_bytes(path: Path, max_bytes: int, *, allow_links: bool = True) -> bytes:
     """Return a file's content.
 
     Raises FileNotFoundError where there is no file, and CheckpointError for one of more than
-    `max_bytes`, for what is no regular file, and for what git LFS leaves in a file's place.
+    `max_bytes`, for what is no regular file, and for what git LFS leaves in a file's place;
+    without `allow_links` for links too.
     """
-    fd = open_regular(str(path))
+    fd = open_regular(str(path), allow_links=allow_links)
     try:
         size_bytes = os.fstat(fd).st_size
         if size_bytes > max_bytes:

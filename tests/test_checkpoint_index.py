@@ -160,7 +160,7 @@ def test_special_files_are_refused_without_waiting(tmp_path: Path) -> None:
         (b'{"a":[' + b"1," * 3_000_000 + b"1]}", "long lists"),
         (b'{"a":' + b'""' * 2_000_000, "too many strings"),
         (b'{"\xff":1}', "can't decode"),
-        (b" " * 25_000_001, "wanted an index of at most"),
+        (b" " * 25_000_001, "wanted at most"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a git LFS pointer"),
     ],
 )

@@ -138,6 +138,26 @@ def test_a_text_ends_with_its_first_stop_token(folder: Path) -> None:
     assert "".join(told) == stopped.text
 
 
+def test_more_stop_tokens_than_there_is_room_for_are_named(folder: Path, tmp_path: Path) -> None:
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    table = {"eos_token_id": list(range(3, 14))}
+    (tmp_path / "generation_config.json").write_text(json.dumps(table))
+    with pytest.raises(ark.ModelConfigError, match=r"found 12 stop tokens, and room for 8; name"):
+        LanguageModel(tmp_path, context=48, device="cpu", workers=1)
+
+
+def test_a_model_writes_again_after_an_error_in_on_text(folder: Path) -> None:
+    def fail(row: int, text: str) -> None:
+        raise RuntimeError(text)
+
+    with LanguageModel(folder, context=48, device="cpu", workers=1) as model:
+        want = model.generate(PROMPTS[0], max_new_tokens=COUNT)
+        with pytest.raises(RuntimeError):
+            model.generate(PROMPTS[0], max_new_tokens=COUNT, on_text=fail)
+        assert model.generate(PROMPTS[0], max_new_tokens=COUNT) == want
+
+
 def test_ranks_write_what_one_writes(folder: Path) -> None:
     options: dict[str, Any] = {
         "context": 48,
@@ -169,6 +189,7 @@ def test_ranks_write_what_one_writes(folder: Path) -> None:
         ("hello " * 60, {}, "tokens, and the context 48; shorten the prompt"),
         ("a", {"max_new_tokens": 0}, "max_new_tokens is 0; it must be 1 or more"),
         ("a", {"temperature": -1.0}, "temperature is -1.0; it must be 0 or more"),
+        ("a", {"top_k": -1}, "top_k is -1; it must be 0, for all tokens, or more"),
         ("a", {"top_p": 0.0}, "top_p is 0.0; it must be above 0, and 1 at most"),
     ],
 )
@@ -211,6 +232,14 @@ def test_the_demo_answers_with_any_folder(folder: Path, ranks: str) -> None:
     assert row["device"] == "cpu"
     assert 1 <= len(row["token_ids"]) <= 5
     assert {"text", "tokens_per_s", "load_s", "compile_s", "prefill_ms"} <= set(row)
+
+
+@pytest.mark.long
+@pytest.mark.real
+def test_the_demo_knows_the_capital_of_france_on_two_ranks() -> None:
+    done = run("demo", "--ranks", "2")
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
 
 
 def test_a_folder_that_is_not_there_is_named() -> None:

@@ -1,5 +1,6 @@
 """Reading a model's config.json: what is taken, and which sentence refuses the rest."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,12 +127,12 @@ def test_what_can_not_be_computed_is_refused(name: str, value: object, text: str
     ("text", "message"),
     [
         (None, "can't be read .No such file or directory.; wanted a model's folder"),
-        (b"", "is no JSON"),
-        (b'{"hidden_size": ', "is no JSON"),
-        (b"\xff\xfe", "is no JSON"),
-        (b"[" * 100_000, "is no JSON"),
-        (b"[1, 2]", "holds a list, wanted an object"),
-        (b" " * (1 << 20) + b"{}", "has more than 1048576 bytes"),
+        (b"", "damaged JSON of"),
+        (b'{"hidden_size": ', "damaged JSON of"),
+        (b"\xff\xfe", "damaged JSON of"),
+        (b"[" * 100_000, "damaged JSON of"),
+        (b"[1, 2]", "found a JSON list, wanted an object"),
+        (b" " * (1 << 20) + b"{}", "found 1048578 bytes, wanted at most 1048576"),
     ],
     ids=["none", "empty", "cut", "no text", "deep", "a list", "large"],
 )
@@ -141,3 +142,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: bytes | None, message: st
     with pytest.raises(ark.ModelConfigError, match=f"config.json: {message}") as caught:
         read_llama_config(tmp_path)
     assert exit_code(caught.value) == BAD_FILE
+
+
+def test_a_config_that_is_a_fifo_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ark.ModelConfigError, match=r"config\.json: .*regular file"):
+        read_llama_config(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -64,12 +65,12 @@ def _row(
             timing = model.timing
             return timing.prefill_s + timing.decode_s if is_prefill else timing.decode_s
 
-        question: dict[str, object] = {"tokens": prompts, "count": 0 if is_prefill else count}
-        own_s, peer_s = _in_turn(ours, peer, question, effort)
+        own_s, peer_s = _in_turn(ours, partial(_peer_s, peer, prompts, is_prefill), peer, effort)
         floor = _floor(model, peaks, is_prefill=is_prefill)
         if is_prefill:
             figures = own_s * MS, None if peer_s is None else peer_s * MS, floor * MS
             return _filled(name, "ms", peer, figures, is_faster_less=True)
+        assert model.timing.turns == TOKENS, "the text ended before its last token was measured"
         rate = batch * TOKENS
         figures = rate / own_s, None if peer_s is None else rate / peer_s, batch * floor
         return _filled(name, "tokens/s", peer, figures, is_faster_less=False)
@@ -88,18 +89,26 @@ def _filled(
     )
 
 
+def _peer_s(peer: Child, prompts: list[list[int]], is_prefill: bool) -> float:
+    """Seconds of the peer for what ours is timed for: the prompt, or the tokens without it."""
+    if is_prefill:
+        return peer.seconds({"tokens": prompts})
+    first_s = peer.seconds({"tokens": prompts, "count": 1})
+    return peer.seconds({"tokens": prompts, "count": 1 + TOKENS}) - first_s
+
+
 def _in_turn(
-    ours: Callable[[], float], peer: Child, question: dict[str, object], effort: Effort
+    ours: Callable[[], float], theirs: Callable[[], float], peer: Child, effort: Effort
 ) -> tuple[float, float | None]:
     """Medians of rounds that take turns; a first round is not counted."""
-    own, theirs = [], []
+    own_s, peer_s = [], []
     for _ in range(effort.rounds + 1):
         rest()
-        own.append(ours())
+        own_s.append(ours())
         if peer.name is not None:
             rest()
-            theirs.append(peer.seconds(question))
-    return float(np.median(own[1:])), float(np.median(theirs[1:])) if theirs else None
+            peer_s.append(theirs())
+    return float(np.median(own_s[1:])), float(np.median(peer_s[1:])) if peer_s else None
 
 
 def _floor(model: LanguageModel, peaks: Peaks, *, is_prefill: bool) -> float:

@@ -18,14 +18,13 @@ from ark_dist.checkpoint.index import (
     parse_index,
 )
 from ark_dist.core.errors import CheckpointError
+from ark_dist.json_file import read_bytes
 from ark_dist.listing import listed
 from ark_dist.safetensors_file import (
     MAX_TENSORS,
     Entry,
     open_regular,
     read_header,
-    read_into,
-    refuse_pointer,
 )
 
 
@@ -85,23 +84,12 @@ def _contents(folder: Path) -> str:
 
 def read_index(path: Path, allow_links: bool) -> Index:
     """Return the checked index in a file; raise CheckpointError on any flaw."""
-    fd = open_regular(str(path), allow_links=allow_links)
+    text = read_bytes(path, MAX_INDEX_BYTES, allow_links=allow_links)
     try:
-        size_bytes = os.fstat(fd).st_size
-        if size_bytes > MAX_INDEX_BYTES:
-            raise CheckpointError(
-                f"{path}: found {size_bytes} bytes, wanted an index of at most {MAX_INDEX_BYTES}"
-            )
-        text = bytearray(size_bytes)
-        read_into(fd, 0, memoryview(text), str(path))
-    finally:
-        os.close(fd)
-    refuse_pointer(text, size_bytes, str(path))
-    try:
-        return parse_index(bytes(text))
+        return parse_index(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path}: damaged index of {size_bytes} bytes: found {error}; fetch or save it again"
+            f"{path}: damaged index of {len(text)} bytes: found {error}; fetch or save it again"
         ) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -10,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from ark_dist.core.errors import ModelConfigError
+from ark_dist.core.errors import CheckpointError, ModelConfigError
+from ark_dist.json_file import read_json
 
 FILE = "config.json"
 ARCHITECTURES = ("LlamaForCausalLM",)
@@ -64,19 +64,14 @@ def read_llama_config(folder: str | os.PathLike[str]) -> LlamaConfig:
     """
     path = Path(folder) / FILE
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_BYTES + 1)
+        table = read_json(path, max_bytes=MAX_BYTES)
     except OSError as error:
         raise ModelConfigError(
             f"{path}: can't be read ({error.strerror}); wanted a model's folder as Hugging Face "
             f"has it, with {FILE} and safetensors files"
         ) from None
-    if len(text) > MAX_BYTES:
-        raise ModelConfigError(f"{path}: has more than {MAX_BYTES} bytes; this is no {FILE}")
-    try:
-        table = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ModelConfigError(f"{path}: is no JSON ({error}); download it again") from None
+    except CheckpointError as error:
+        raise ModelConfigError(str(error)) from None
     return llama_config(table, str(path))
 
 
