@@ -17,20 +17,27 @@ import logging
 import os
 import re
 import shutil
-import stat
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import filelock
 import platformdirs
 
 from ark_dist.core.errors import CacheError
 from ark_dist.core.source import Binary, Source
+from ark_dist.launch.cache_files import (
+    open_own,
+    private_folder,
+    stamp,
+    sweep,
+    unsafe,
+    write_new,
+)
 
 LOG = logging.getLogger("ark_dist.cache")
 FORMAT = 1
@@ -43,7 +50,6 @@ PUBLISH_TRIES = 5
 ABSENT = "is not there"
 MALFORMED = (ValueError, KeyError, TypeError, RecursionError)  # what a hostile manifest raises
 KEY = re.compile(r"[0-9a-f]{64}")
-OTHERS_CAN_WRITE = stat.S_IWGRP | stat.S_IWOTH
 WAY_OUT = "set ARK_DIST_CACHE_DIR to a folder that only you can write to"
 
 Build = Callable[[Path, Path, Path], None]  # final source file, file to make, scratch folder
@@ -151,7 +157,7 @@ class CompileCache:
 
     def _entries(self) -> list[Path]:
         try:
-            if problem := _unsafe(self.root):
+            if problem := unsafe(self.root):
                 raise CacheError(f"cache folder {self.root} {problem}; {WAY_OUT}")
             return sorted(path for path in self.root.iterdir() if KEY.fullmatch(path.name))
         except FileNotFoundError:
@@ -164,7 +170,7 @@ class CompileCache:
             return self._private
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            problem = _unsafe(self.root)
+            problem = unsafe(self.root)
         except OSError as error:
             problem = f"can't be used ({error.strerror or error})"
         return self._fall_back(problem) if problem else self.root
@@ -174,8 +180,8 @@ class CompileCache:
             if self._private is None:
                 try:
                     temp = Path(tempfile.gettempdir())
-                    _sweep(temp, "ark_dist-")
-                    prefix = f"ark_dist-{_stamp(os.getpid())}-"
+                    sweep(temp, "ark_dist-")
+                    prefix = f"ark_dist-{stamp(os.getpid())}-"
                     self._private = Path(tempfile.mkdtemp(prefix=prefix, dir=temp))
                 except OSError as error:
                     raise _unusable(self.root, error) from error
@@ -223,7 +229,7 @@ def _get_or_build(root: Path, job: Job) -> Binary:
 
 def _build_entry(root: Path, target: Binary, job: Job, data: bytes) -> None:
     """Build in a private folder, then publish the whole folder by one rename."""
-    with _private_folder(root) as work:
+    with private_folder(root) as work:
         made = work / "build"
         scratch = work / "scratch"
         made.mkdir(mode=0o700)
@@ -236,7 +242,7 @@ def _build_entry(root: Path, target: Binary, job: Job, data: bytes) -> None:
         name, language = job.source.name[:NAME_LIMIT], job.source.language
         entry = Entry(job.key, name, size_bytes, time.time(), language, job.isa)
         manifest = {"format": FORMAT, "entry": dataclasses.asdict(entry), "files": files}
-        _write(made / MANIFEST, json.dumps(manifest, indent=1).encode("ascii"))
+        write_new(made / MANIFEST, json.dumps(manifest, indent=1).encode("ascii"))
         _publish(root, made, target, data)
 
 
@@ -263,7 +269,7 @@ def _problem(entry: Path) -> str | None:
         return ABSENT
     try:
         for folder in (entry, entry / "build"):
-            if problem := _unsafe(folder):
+            if problem := unsafe(folder):
                 return f"{folder.name} {problem}"
         manifest = _manifest(entry)
         if manifest["entry"]["key"] != entry.name or manifest["format"] != FORMAT:
@@ -271,7 +277,7 @@ def _problem(entry: Path) -> str | None:
         source_name, product_name = FILES[manifest["entry"]["language"]]
         for path in (entry / source_name, entry / "build" / product_name):
             sha256, size_bytes = manifest["files"][path.name]
-            with _open_own(path) as file:
+            with open_own(path) as file:
                 if (found_bytes := os.fstat(file.fileno()).st_size) != size_bytes:
                     return f"{path.name} has {found_bytes} bytes, not {size_bytes}"
                 if _facts(file.read()) != (sha256, size_bytes):
@@ -282,7 +288,7 @@ def _problem(entry: Path) -> str | None:
 
 
 def _manifest(entry: Path) -> dict[str, Any]:
-    with _open_own(entry / "build" / MANIFEST) as file:
+    with open_own(entry / "build" / MANIFEST) as file:
         manifest: dict[str, Any] = json.loads(file.read(MANIFEST_LIMIT_BYTES))
         return manifest
 
@@ -291,53 +297,22 @@ def _facts(data: bytes) -> tuple[str, int]:
     return hashlib.sha256(data).hexdigest(), len(data)
 
 
-def _unsafe(folder: Path) -> str | None:
-    """Say why others could put files into a folder, or None."""
-    info = folder.lstat()
-    if stat.S_ISLNK(info.st_mode):
-        return "is a symbolic link"
-    if not stat.S_ISDIR(info.st_mode):
-        return "is not a folder"
-    if info.st_uid != os.geteuid():
-        return f"belongs to user {info.st_uid}, this process runs as user {os.geteuid()}"
-    if info.st_mode & OTHERS_CAN_WRITE:
-        return f"can be written by others (mode {stat.S_IMODE(info.st_mode):04o})"
-    return None
-
-
-def _open_own(path: Path) -> BinaryIO:
-    """Open a regular file that only this user can have written."""
-    # O_NONBLOCK: opening a FIFO must not wait
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
-    info = os.fstat(file.fileno())
-    is_own = info.st_uid == os.geteuid() and not info.st_mode & OTHERS_CAN_WRITE
-    if not (is_own and stat.S_ISREG(info.st_mode)):
-        file.close()
-        raise PermissionError(errno.EPERM, "not a file that only this user can write", str(path))
-    return file
-
-
 def _write_source(root: Path, path: Path, data: bytes) -> None:
     """Put the source under its final name, whole; make the entry's folder where it is missing."""
     entry = path.parent
-    if os.path.lexists(entry) and _unsafe(entry):
+    if os.path.lexists(entry) and unsafe(entry):
         _discard(root, entry)
     entry.mkdir(mode=0o700, exist_ok=True)
-    with contextlib.suppress(OSError), _open_own(path) as file:
+    with contextlib.suppress(OSError), open_own(path) as file:
         if file.read() == data:
             return
-    with _private_folder(root) as work:
-        _write(work / path.name, data)
+    with private_folder(root) as work:
+        write_new(work / path.name, data)
         (work / path.name).replace(path)
 
 
-def _write(path: Path, data: bytes) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
-
-
 def _discard(root: Path, path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError), _private_folder(root) as work:
+    with contextlib.suppress(FileNotFoundError), private_folder(root) as work:
         path.rename(work / "discarded")
 
 
@@ -347,7 +322,7 @@ def _locked(entry: Path, wait_s: float) -> Iterator[bool]:
     lock = filelock.FileLock(entry / "lock", timeout=wait_s, mode=0o600)
     is_free = True
     try:
-        if _unsafe(entry) is None:
+        if unsafe(entry) is None:
             lock.acquire()
     except filelock.Timeout:
         is_free = False
@@ -359,41 +334,6 @@ def _locked(entry: Path, wait_s: float) -> Iterator[bool]:
         yield is_free
     finally:
         lock.release()
-
-
-@contextlib.contextmanager
-def _private_folder(root: Path) -> Iterator[Path]:
-    _sweep(root, ".tmp-")
-    work = Path(tempfile.mkdtemp(prefix=f".tmp-{_stamp(os.getpid())}-", dir=root))
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _sweep(folder: Path, prefix: str) -> None:
-    """Remove the private folders of processes of this machine that are gone."""
-    pattern = re.compile(rf"{re.escape(prefix)}((\d+)-\d+-([0-9a-f]+))-.+")
-    for path in folder.iterdir():
-        match = pattern.fullmatch(path.name)
-        now = _stamp(match[2]) if match else ""
-        if match and now.endswith(f"-{match[3]}") and now != match[1]:
-            with contextlib.suppress(OSError):
-                if _unsafe(path) is None:
-                    shutil.rmtree(path, ignore_errors=True)
-
-
-def _stamp(pid: int | str) -> str:
-    """Name a process for good: its id, its start (0: it is gone), this boot and PID namespace."""
-    start, place = "0", "unknown"
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-        boot += str(Path("/proc/self/ns/pid").readlink())
-        place = hashlib.sha256(boot.encode()).hexdigest()[:12]
-        stat_line = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-        state, *fields = stat_line.rpartition(")")[2].split()
-        start = "0" if state in "ZX" else fields[18]  # proc(5): starttime is field 22
-    return f"{pid}-{start}-{place}"
 
 
 def _unusable(folder: Path, error: OSError) -> CacheError:

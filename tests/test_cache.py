@@ -20,7 +20,7 @@ import pytest
 
 from ark_dist.core.errors import CacheError
 from ark_dist.core.source import Binary, Source
-from ark_dist.launch import cache
+from ark_dist.launch import cache, cache_files
 from ark_dist.launch.cache import CompileCache, Job
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -461,7 +461,7 @@ def test_no_folder_at_all_is_an_error_with_a_way_out(
 
 
 def test_the_fallback_folder_of_a_dead_process_is_swept_and_no_other(own_temp: Path) -> None:
-    mine = cache._stamp(os.getpid())
+    mine = cache_files.stamp(os.getpid())
     pid, start, place = mine.split("-")
     dead = own_temp / f"ark_dist-{pid}-{int(start) + 1}-{place}-abc"
     other_boot = own_temp / f"ark_dist-{pid}-{int(start) + 1}-{'0' * 12}-abc"
@@ -471,7 +471,7 @@ def test_the_fallback_folder_of_a_dead_process_is_swept_and_no_other(own_temp: P
         folder.mkdir(mode=0o700)
         (folder / "file").write_text("")
     link.symlink_to(kept[2])
-    cache._sweep(own_temp, "ark_dist-")
+    cache_files.sweep(own_temp, "ark_dist-")
     assert set(own_temp.iterdir()) == {*kept, link}
     assert all((folder / "file").exists() for folder in kept)
 
