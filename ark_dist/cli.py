@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -23,13 +23,16 @@ from ark_dist.demo_command import demo
 from ark_dist.launch.cache import CompileCache
 from ark_dist.launch.exit_codes import BAD_CONFIG, BAD_FILE, exit_code
 
+if TYPE_CHECKING:
+    from ark_dist.launch.plan_cache import PlanCache
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     help="One model graph, run as one persistent kernel per rank.",
 )
-cache_app = typer.Typer(no_args_is_help=True, help="Look after compiled kernels.")
+cache_app = typer.Typer(no_args_is_help=True, help="Look after compiled kernels and plans.")
 app.add_typer(cache_app, name="cache")
 
 # Columns of a table that is not for a terminal.
@@ -247,7 +250,7 @@ def explain(
 
 @cache_app.command("ls")
 def cache_ls(as_json: AsJson = False) -> None:
-    """List the compiled kernels."""
+    """List the compiled kernels and the plans."""
     rows: list[dict[str, object]] = [
         {
             "key": e.key,
@@ -257,22 +260,23 @@ def cache_ls(as_json: AsJson = False) -> None:
             "language": e.language,
             "isa": e.isa,
         }
-        for e in _cache().ls()
+        for store in _caches()
+        for e in store.ls()
     ]
-    _print_rows("compiled kernels", rows, as_json)
+    _print_rows("compiled kernels and plans", rows, as_json)
 
 
 @cache_app.command("clear")
 def cache_clear(as_json: AsJson = False) -> None:
-    """Remove all compiled kernels."""
-    count = _cache().clear()
+    """Remove all compiled kernels and plans."""
+    count = sum(store.clear() for store in _caches())
     print(json.dumps({"removed": count}) if as_json else f"removed {count} entries")
 
 
 @cache_app.command("verify")
 def cache_verify(as_json: AsJson = False) -> None:
-    """Check every compiled kernel against its checksum; exits 77 if one is damaged."""
-    problems = list(_cache().verify())
+    """Check all kernels and plans against their checksums; exits 77 if one is damaged."""
+    problems = [problem for store in _caches() for problem in store.verify()]
     if as_json:
         print(json.dumps({"problems": problems}))
     else:
@@ -293,8 +297,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(BAD_CONFIG)
 
 
-def _cache() -> CompileCache:
-    return CompileCache(read_settings().cache_dir)
+def _caches() -> tuple[CompileCache, "PlanCache"]:
+    from ark_dist.launch.plan_cache import PlanCache  # here: the other commands start faster
+
+    root = read_settings().cache_dir
+    return CompileCache(root), PlanCache(root)
 
 
 def _check_folder(path: Path, option: str) -> None:

@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from ark_dist.context import rank, world_size
 from ark_dist.core.errors import ConfigError
 from ark_dist.demo_model import SMOLLM2, fetch_model
-from ark_dist.generation import Generation, LanguageModel
-from ark_dist.launch.runner import RunRequest, run_ranks
+
+if TYPE_CHECKING:
+    from ark_dist.generation import Generation, LanguageModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ def _print_piece(_: int, text: str) -> None:
 @contextmanager
 def _loaded(options: DemoOptions, is_shown: bool) -> Iterator[LanguageModel]:
     """The model; where somebody watches, something moves while it is loaded."""
+    from ark_dist.generation import LanguageModel  # here: who starts ranks needs none of it
+
     console = Console(stderr=True, quiet=not is_shown)
     with console.status("loading the model"):
         model = LanguageModel(
@@ -132,6 +136,8 @@ def launch(options: DemoOptions, ranks: int) -> int:
     Raises:
         ConfigError, CacheError, CheckpointError: as `model_folder`.
     """
+    from ark_dist.launch.runner import RunRequest, run_ranks
+
     # Fetched before they start: the ranks' limits are for computing.
     options = replace(options, folder=str(model_folder(options)))
     program = sys.executable, "-m", "ark_dist.demo", json.dumps(asdict(options))

@@ -22,7 +22,6 @@ from typing import IO
 import filelock
 
 from ark_dist.context import LOGGER, set_up_logging
-from ark_dist.convert.folder import convert_gguf
 from ark_dist.core.errors import CacheError, ConfigError, ShardCorruptError
 from ark_dist.core.settings import read_settings
 from ark_dist.launch.cache import default_root
@@ -102,6 +101,8 @@ def fetch_model(
     folder = root / f"{model.name}-{dtype}-{LAYOUT}"
     if folder.is_dir():  # it appears whole, by one rename
         return folder
+    from ark_dist.convert.folder import convert_gguf  # here: what is there is not converted
+
     with _working(root, model, timeout_s):
         if not folder.is_dir():
             gguf = _get_gguf(root, model, timeout_s)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from ark_dist.core import abi
 from ark_dist.core.graph import Node, Raise, describe_node
@@ -18,44 +17,12 @@ from ark_dist.kernels.cpu_nest import Call, Stretch
 from ark_dist.kernels.cuda_frames import cuda_call_key, write_cuda_call
 from ark_dist.kernels.frames import call_key, offsets, write_call
 from ark_dist.kernels.lower import Lowered, lower
+from ark_dist.kernels.tables import Table, Tables
 from ark_dist.kernels.text import SHARED_BYTES, Parts, cpu_text, cuda_text
 
-Table = npt.NDArray[np.void]
 # ARK_MAX_METHODS in worker.h.
 MAX_METHODS = 64
 FLAGS = {"none": 0, "effect": abi.EFFECT, "stop": abi.STOP}
-
-
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """What the kernel walks; rows are laid out by `core/abi.py`.
-
-    Attributes, besides the tables:
-        flags: the rank's flags, and where they stand among the counters.
-        raises: for each row of the table of raises, whose flag it is, by name.
-        peers: buffers of other ranks; operand rows name them as arenas after the rank's own.
-    """
-
-    tasks: Table
-    params: npt.NDArray[np.int64]
-    operands: Table
-    waits: Table
-    queues: Table
-    methods: Table
-    counter_count: int
-    scratch_elems: int
-    shared_bytes: int
-    scalar_slots: tuple[dict[str, int], ...]
-    streams: Table
-    segments: Table
-    flags: dict[str, int]
-    raises: tuple[Raise, ...]
-    peers: tuple[int, ...]
-
-    @property
-    def has_stream(self) -> bool:
-        """Whether weights come through the ring."""
-        return len(self.segments) > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +103,10 @@ def emit_cuda(plan: Plan) -> tuple[Source, Tables]:
         )
     write = partial(write_cuda_call, arch=arch)
     return _emit(plan, _Language("cuda", write, cuda_call_key, cuda_text))
+
+
+# By the name of the language.
+EMITTERS = {"c++": emit_cpu, "cuda": emit_cuda}
 
 
 def _emit(plan: Plan, language: _Language) -> tuple[Source, Tables]:

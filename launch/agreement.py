@@ -44,21 +44,27 @@ def _line(place: int, lines: list[str]) -> str:
     return known[place].strip()
 
 
-def check_agreement(graph: Graph, communicator: Communicator) -> None:
+def said_of(graph: Graph, rank: int, size: int) -> bytes:
+    """Return what a rank tells the others about the messages of its graph."""
+    said: bytes = msgpack.packb(
+        {
+            "version": VERSION,
+            "methods": [method.name for method in graph.methods],
+            "calls": [
+                [c.key, list(c.ranks), c.op, c.what, c.node] for c in calls(graph, rank, size)
+            ],
+        }
+    )
+    return said
+
+
+def check_agreement(said_here: bytes, communicator: Communicator) -> None:
     """Raise PlanMismatchError on every rank unless all build messages that fit together.
 
-    Compared are versions, the names of methods, and every message's operator, dtype, shape and
-    attributes on all ranks that take part in it.
+    Compared is what `said_of` tells of each rank: versions, the names of methods, and every
+    message's operator, dtype, shape and attributes on all ranks that take part in it.
     """
-    mine = {
-        "version": VERSION,
-        "methods": [method.name for method in graph.methods],
-        "calls": [
-            [c.key, list(c.ranks), c.op, c.what, c.node]
-            for c in calls(graph, communicator.rank, communicator.size)
-        ],
-    }
-    packed = communicator.all_gather_bytes(msgpack.packb(mine))
+    packed = communicator.all_gather_bytes(said_here)
     said = [read_said(data, rank, len(packed)) for rank, data in enumerate(packed)]
     first = said[0]
     for rank, other in enumerate(said):

@@ -8,13 +8,13 @@ from ark_dist.comm.communicator import Communicator
 from ark_dist.core.abi import MAX_WORKERS
 from ark_dist.core.errors import ConfigError
 from ark_dist.core.graph import Graph
-from ark_dist.core.layout import MeshShape, Share
+from ark_dist.core.layout import MeshShape
 from ark_dist.core.plan import Plan
 from ark_dist.core.settings import Settings
 from ark_dist.core.target import Target, cpu_target, topology_of, wide_target
-from ark_dist.launch.agreement import check_agreement, check_same_graph, node_topology
+from ark_dist.launch.agreement import node_topology
 from ark_dist.launch.cpuinfo import best_isa
-from ark_dist.launch.devices.base import Device
+from ark_dist.launch.devices.base import Device, Emit
 from ark_dist.launch.devices.cpu import CpuDevice
 from ark_dist.launch.devices.cuda import CudaDevice
 from ark_dist.launch.devices.cupy_gpu import gpu_properties
@@ -22,23 +22,30 @@ from ark_dist.launch.devices.emulated import EmulatedDevice
 from ark_dist.launch.devices.null import NullDevice
 from ark_dist.launch.devices.numpy import NumpyDevice
 from ark_dist.launch.memory_limit import check_fits, machine_bytes
+from ark_dist.launch.plan_key import PlanRequest
+from ark_dist.launch.planning import find_plan
 from ark_dist.launch.session import Session, SessionOptions
 from ark_dist.launch.shares import Shares
-from ark_dist.scheduler.partition import partition
-from ark_dist.scheduler.plan import PlanOptions, make_plan
+from ark_dist.scheduler.plan import PlanOptions
 
-# Plan, settings, which GPU of this machine, and the other ranks.
-DeviceFactory = Callable[[Plan, Settings, int, Communicator | None], Device]
+# Plan, settings, which GPU of this machine, the other ranks, and what emits the plan's source.
+DeviceFactory = Callable[[Plan, Settings, int, Communicator | None, Emit], Device]
 
 DEVICES: dict[str, DeviceFactory] = {
-    "cpu": lambda plan, settings, gpu_id, ranks: CpuDevice(plan, settings, ranks),
-    "numpy": lambda plan, settings, gpu_id, ranks: NumpyDevice(
+    "cpu": lambda plan, settings, gpu_id, ranks, emit: CpuDevice(plan, settings, ranks, emit=emit),
+    "numpy": lambda plan, settings, gpu_id, ranks, emit: NumpyDevice(
         plan, communicator=ranks, timeout_s=settings.timeout_s
     ),
-    "null": lambda plan, settings, gpu_id, ranks: NullDevice(plan),
-    "cuda": lambda plan, settings, gpu_id, ranks: CudaDevice(plan, settings, gpu_id),
-    "emulated": lambda plan, settings, gpu_id, ranks: EmulatedDevice(plan, settings),
+    "null": lambda plan, settings, gpu_id, ranks, emit: NullDevice(plan),
+    "cuda": lambda plan, settings, gpu_id, ranks, emit: CudaDevice(
+        plan, settings, gpu_id, emit=emit
+    ),
+    "emulated": lambda plan, settings, gpu_id, ranks, emit: EmulatedDevice(
+        plan, settings, emit=emit
+    ),
 }
+# What plans become; the other devices walk them as they are.
+LANGUAGES = {"cpu": "c++", "cuda": "cuda", "emulated": "cuda"}
 # Devices that can run one of several ranks.
 # Devices that allocate nothing in the machine's memory.
 UNBOUNDED_DEVICES = ("cuda", "null")
@@ -125,25 +132,24 @@ def open_session(
         communicator = None
     if communicator is not None:
         check_device(device, communicator)
-    target = target_for(device, settings, worker_count, gpu_id, _ranks_here(communicator))
-    own, rank, topology = graph, 0, topology_of((0,))
-    shares: dict[int, Share] = {}
-    if communicator is not None:
-        rank, topology = communicator.rank, node_topology(communicator)
-        if mesh is not None:
-            check_same_graph(graph, mesh, communicator)
-            cut = partition(graph, mesh, rank, topology)
-            own, shares = cut.graph, dict(cut.shares)
-        check_agreement(own, communicator)
-    plan = make_plan(own, target, options, rank=rank, topology=topology)
+    request = PlanRequest(
+        graph,
+        None if communicator is None else mesh,
+        0 if communicator is None else communicator.rank,
+        topology_of((0,)) if communicator is None else node_topology(communicator),
+        target_for(device, settings, worker_count, gpu_id, _ranks_here(communicator)),
+        options or PlanOptions(),
+        LANGUAGES.get(device, ""),
+    )
+    found = find_plan(request, settings, communicator)
     if device not in UNBOUNDED_DEVICES:
         share = machine_bytes() // _ranks_here(communicator)
-        check_fits(plan, settings.memory_bytes or share)
-    runner = DEVICES[device](plan, settings, gpu_id, communicator)
-    session = Session(plan, runner, SessionOptions(timeout_s=settings.timeout_s))
+        check_fits(found.plan, settings.memory_bytes or share)
+    runner = DEVICES[device](found.plan, settings, gpu_id, communicator, found.emit)
+    session = Session(found.plan, runner, SessionOptions(timeout_s=settings.timeout_s))
     if communicator is None or mesh is None:
         return Opened(session, None)
-    return Opened(session, Shares(session, graph.buffers, shares, communicator))
+    return Opened(session, Shares(session, graph.buffers, dict(found.shares), communicator))
 
 
 def _ranks_here(communicator: Communicator | None) -> int:

@@ -43,7 +43,9 @@ def small_model() -> tuple[ark.Model, ark.Tensor, ark.Tensor]:
 def executor_in(state: str, monkeypatch: pytest.MonkeyPatch) -> tuple[ark.Executor, ark.Tensor]:
     """An executor in a state of the lifecycle, and a tensor it can read and write."""
 
-    def failing(plan: Plan, settings: object, gpu_id: int, ranks: object) -> NumpyDevice:
+    def failing(
+        plan: Plan, settings: object, gpu_id: int, ranks: object, emit: object
+    ) -> NumpyDevice:
         return Failing(plan)
 
     if state == "failed":

@@ -15,7 +15,8 @@ from ark_dist.core.plan import ARENAS, Plan
 from ark_dist.core.settings import read_settings
 from ark_dist.core.source import Source
 from ark_dist.core.target import cpu_target
-from ark_dist.kernels.emit import Tables, emit_cpu
+from ark_dist.kernels.emit import emit_cpu
+from ark_dist.kernels.tables import Tables
 from ark_dist.launch.compile import compile_source, load_library
 from ark_dist.launch.devices.cpu import CpuDevice
 from ark_dist.launch.session import Session, SessionOptions

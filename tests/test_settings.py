@@ -19,6 +19,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
     assert settings.log_level == "INFO"
     assert settings.log_dir is None
     assert settings.nccl is None
+    assert settings.has_plan_cache
     assert settings.faults == ()
 
 
@@ -35,6 +36,7 @@ def test_every_variable_is_taken() -> None:
             "ARK_DIST_LOG": "debug",
             "ARK_DIST_LOG_DIR": "/logs",
             "ARK_DIST_NCCL": "/lib/libnccl.so.2",
+            "ARK_DIST_PLAN_CACHE": "0",
             "ARK_DIST_FAULT": "run,kind=raise",
         }
     )
@@ -48,6 +50,7 @@ def test_every_variable_is_taken() -> None:
     assert settings.log_level == "DEBUG"
     assert settings.log_dir == Path("/logs")
     assert settings.nccl == "/lib/libnccl.so.2"
+    assert not settings.has_plan_cache
     assert [fault.kind for fault in settings.faults] == ["raise"]
 
 
@@ -55,7 +58,7 @@ def test_every_variable_is_taken() -> None:
     "name",
     [
         *("CACHE_DIR", "CXX", "ISA", "WORKERS", "TIMEOUT_S", "DEVICE", "LOG"),
-        *("LOG_DIR", "NCCL", "FAULT"),
+        *("LOG_DIR", "NCCL", "PLAN_CACHE", "FAULT"),
     ],
 )
 def test_an_empty_variable_counts_as_unset(name: str) -> None:

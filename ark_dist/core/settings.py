@@ -120,6 +120,7 @@ class Settings:
         memory_bytes: what a rank's arenas may take; None means its share of the machine's memory.
         faults: what to break on purpose, for tests.
         nccl: NCCL's library file; None means the one that is installed.
+        has_plan_cache: whether plans are kept in the cache's folder, and taken from there.
     """
 
     cache_dir: Path | None
@@ -135,6 +136,7 @@ class Settings:
     faults: tuple[Fault, ...] = ()
     nccl: str | None = None
     memory_bytes: int | None = None
+    has_plan_cache: bool = True
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -158,6 +160,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         faults=read_faults(env),
         nccl=env.get("ARK_DIST_NCCL") or None,
         memory_bytes=_bytes(env, "ARK_DIST_MEMORY"),
+        has_plan_cache=_switch(env, "ARK_DIST_PLAN_CACHE"),
     )
 
 
@@ -209,6 +212,13 @@ def _bytes(env: Mapping[str, str], name: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise SettingsError(f"{name} is {text!r}; it must be a whole number of bytes, 1 or more")
     return int(text)
+
+
+def _switch(env: Mapping[str, str], name: str) -> bool:
+    text = env.get(name) or "1"
+    if text not in ("0", "1"):
+        raise SettingsError(f"{name} is {text!r}; it must be 0 (off) or 1 (on)")
+    return text == "1"
 
 
 def _count(env: Mapping[str, str], name: str) -> int | None:

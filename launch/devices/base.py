@@ -5,8 +5,13 @@ from pathlib import Path
 from typing import Protocol
 
 from ark_dist.core.plan import Plan
+from ark_dist.core.source import Source
+from ark_dist.kernels.tables import Tables
 from ark_dist.launch.machine import Command
 from ark_dist.launch.memory import Arenas
+
+# Turns a device's plan into source, and the tables that go with it.
+Emit = Callable[[Plan], tuple[Source, Tables]]
 
 
 class Device(Protocol):

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ark_dist.core import abi
 from ark_dist.core.plan import Plan
-from ark_dist.kernels.emit import Tables
+from ark_dist.kernels.tables import Tables
 from ark_dist.launch.machine import Command
 
 Memory = npt.NDArray[Any]

@@ -16,9 +16,11 @@ from ark_dist.core import abi
 from ark_dist.core.errors import ArkError, DeviceNotFoundError, StallError, TaskError
 from ark_dist.core.plan import Plan
 from ark_dist.core.settings import Settings
-from ark_dist.kernels.emit import Tables, emit_cpu
+from ark_dist.kernels.emit import emit_cpu
+from ark_dist.kernels.tables import Tables
 from ark_dist.launch.compile import compile_source
 from ark_dist.launch.cpuinfo import can_run
+from ark_dist.launch.devices.base import Emit
 from ark_dist.launch.devices.commands import (
     DONE_OFFSET,
     command_offset,
@@ -55,7 +57,12 @@ class CpuDevice:
     """One process's persistent kernel; its workers are threads, pinned where cores suffice."""
 
     def __init__(
-        self, plan: Plan, settings: Settings, communicator: Communicator | None = None
+        self,
+        plan: Plan,
+        settings: Settings,
+        communicator: Communicator | None = None,
+        *,
+        emit: Emit = emit_cpu,
     ) -> None:
         """Take a plan made for a CPU; `settings.trace_path` turns tracing on."""
         if plan.target.kind != "cpu":
@@ -70,6 +77,7 @@ class CpuDevice:
             )
         self.plan = plan
         self._settings = settings
+        self._emit = emit
         self._communicator = communicator
         self._link: RankLink | None = None
         self._rank_trace: RankTrace | None = None
@@ -94,7 +102,7 @@ class CpuDevice:
             raise DeviceNotFoundError(
                 f"instruction set {isa!r} is not on this machine; unset ARK_DIST_ISA"
             )
-        source, self._tables = emit_cpu(self.plan)
+        source, self._tables = self._emit(self.plan)
         binary = compile_source(source, isa=isa, settings=self._settings, on_compile=on_compile)
         self._library = load_kernel(binary)
 

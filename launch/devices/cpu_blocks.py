@@ -9,7 +9,7 @@ import numpy.typing as npt
 from ark_dist.core import abi
 from ark_dist.core.plan import ARENAS, Plan
 from ark_dist.core.settings import Settings
-from ark_dist.kernels.emit import Tables
+from ark_dist.kernels.tables import Tables
 from ark_dist.launch.devices.commands import MAX_TIMEOUT_S, NEVER
 from ark_dist.launch.memory import Arenas
 from ark_dist.launch.rank_memory import RankMemory

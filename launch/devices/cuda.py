@@ -16,8 +16,10 @@ from ark_dist.core import abi
 from ark_dist.core.errors import ArkError, StallError, TaskError
 from ark_dist.core.plan import ARENAS, Plan
 from ark_dist.core.settings import Settings
-from ark_dist.kernels.emit import Tables, emit_cuda
+from ark_dist.kernels.emit import emit_cuda
+from ark_dist.kernels.tables import Tables
 from ark_dist.kernels.text import SHARED_BYTES, shared_layout
+from ark_dist.launch.devices.base import Emit
 from ark_dist.launch.devices.commands import CommandRing
 from ark_dist.launch.devices.cuda_memory import (
     CudaArenas,
@@ -137,7 +139,9 @@ class _Program:
 class CudaDevice:
     """One GPU's persistent kernel: one CTA per streaming multiprocessor."""
 
-    def __init__(self, plan: Plan, settings: Settings, gpu_id: int = 0) -> None:
+    def __init__(
+        self, plan: Plan, settings: Settings, gpu_id: int = 0, *, emit: Emit = emit_cuda
+    ) -> None:
         """Take a plan made for a GPU; `settings.trace_path` turns tracing on."""
         if plan.target.kind != "cuda":
             raise ValueError(
@@ -153,6 +157,7 @@ class CudaDevice:
             )
         self.plan = plan
         self._settings = settings
+        self._emit = emit
         self._gpu_id = gpu_id
         self._trace_rows = TRACE_ROWS if settings.trace_path else 0
         self._gpu: Gpu | None = None
@@ -160,7 +165,7 @@ class CudaDevice:
 
     def compile(self, on_compile: Callable[[Path], None]) -> None:
         """Emit the source, compile it or take it from the cache, and load it."""
-        source, tables = emit_cuda(self.plan)
+        source, tables = self._emit(self.plan)
         arch, workers = self.plan.target.arch, self.plan.target.worker_count
         shared_bytes = shared_layout(arch, tables.shared_bytes, tables.has_stream).bytes
         assert shared_bytes <= SHARED_BYTES[arch]

@@ -10,8 +10,10 @@ from ark_dist.core.plan import ARENAS, Plan
 from ark_dist.core.settings import Settings
 from ark_dist.core.shape import row_major_strides
 from ark_dist.core.view import Region
-from ark_dist.kernels.emit import Tables, emit_cuda
+from ark_dist.kernels.emit import emit_cuda
+from ark_dist.kernels.tables import Tables
 from ark_dist.kernels.text import shared_layout
+from ark_dist.launch.devices.base import Emit
 from ark_dist.launch.devices.commands import CommandRing
 from ark_dist.launch.devices.gpu import (
     READ_ONLY,
@@ -40,6 +42,7 @@ class EmulatedDevice:
         seed: int = 0,
         is_race_checked: bool = False,
         has_watchdog: bool = False,
+        emit: Emit = emit_cuda,
     ) -> None:
         """Take a plan made for a GPU.
 
@@ -50,6 +53,7 @@ class EmulatedDevice:
             is_race_checked: check every access against races and the tasks' boxes.
             has_watchdog: let waits time out where nothing can go on, as they would on a GPU;
                 otherwise that is an error at once.
+            emit: makes the source and its tables of the plan.
         """
         if plan.target.kind != "cuda":
             raise ValueError(
@@ -58,6 +62,7 @@ class EmulatedDevice:
             )
         self.plan = plan
         self._settings = settings
+        self._emit = emit
         self._seed = seed
         self._is_race_checked = is_race_checked
         self._has_watchdog = has_watchdog
@@ -71,7 +76,7 @@ class EmulatedDevice:
 
     def compile(self, on_compile: Callable[[Path], None]) -> None:
         """Emit the source and compile it with the emulation's runtime."""
-        source, self._tables = emit_cuda(self.plan)
+        source, self._tables = self._emit(self.plan)
         self._shared_bytes = shared_layout(
             self.plan.target.arch, self._tables.shared_bytes, self._tables.has_stream
         ).bytes
