@@ -21,11 +21,12 @@ from ark_dist.core.settings import child_environment, read_settings
 from ark_dist.core.target import cpu_target
 from ark_dist.kernels.emit import EMITTERS
 from ark_dist.launch import plan_cache, planning
+from ark_dist.launch.open import open_session
 from ark_dist.launch.plan_cache import PlanCache
 from ark_dist.launch.plan_entry import PlanEntry
 from ark_dist.scheduler.plan import make_plan
-from tests.mesh_runs import on_kernels
-from tests.plan_models import loop
+from tests.mesh_runs import on_kernels, whole_view
+from tests.plan_models import addition, loop
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 KEY_A, KEY_B = "a" * 64, "b" * 64
@@ -87,6 +88,28 @@ def test_a_second_start_does_not_plan(
     forbid_planning(monkeypatch)
     assert run_cut(size).tobytes() == first.tobytes()
     assert not caplog.records
+
+
+def test_programs_for_gpus_are_kept_too(folder: Path, monkeypatch: Patch) -> None:
+    def run() -> Array:
+        graph = addition()
+        ids = {b.name: b.id for b in graph.buffers}
+        opened = open_session(graph, device="emulated", settings=read_settings(), worker_count=2)
+        session = opened.session
+        session.compile(lambda path: None)
+        for name in ("input", "other"):
+            session.write(whole_view(graph, ids[name]), np.arange(32, dtype=np.float16))
+        session.launch()
+        session.run(1, "forward", {})
+        session.wait()
+        found = session.read(whole_view(graph, ids["output"]))
+        session.close()
+        return found
+
+    np.testing.assert_array_equal(run(), 2 * np.arange(32))
+    assert len(kept(folder)) == 1
+    forbid_planning(monkeypatch)
+    np.testing.assert_array_equal(run(), 2 * np.arange(32))
 
 
 def test_a_rank_whose_plan_is_gone_fits_the_others(folder: Path, monkeypatch: Patch) -> None:
