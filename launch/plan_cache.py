@@ -15,7 +15,7 @@ from pathlib import Path
 from ark_dist.core.errors import ArkError, CacheError, PlanError
 from ark_dist.launch.cache import KEY, MALFORMED, NAME_LIMIT, WAY_OUT, Entry, default_root
 from ark_dist.launch.cache_files import open_own, private_folder, unsafe, write_new
-from ark_dist.launch.plan_entry import LIMITS, PlanEntry, entry_from_bytes, entry_to_bytes
+from ark_dist.launch.plan_entry import PlanEntry, entry_from_bytes, entry_to_bytes
 
 LOG = logging.getLogger("ark_dist.cache")
 FOLDER = "plans"
@@ -23,7 +23,9 @@ MAGIC = b"ark_dist planned 1\n"
 LANGUAGE = "plan"
 DIGEST_BYTES = 32
 LENGTH_BYTES = 4
-# All plans together; the longest unused go first. One of a small language model has 1 MB.
+# One plan: what has more is not kept. That of a small language model has 0.6 MB.
+MOST_BYTES = 64 * 2**20
+# All plans together; the longest unused go first.
 LIMIT_BYTES = 256 * 2**20
 # A start that finds its plan notes so down, but not more often than this.
 TOUCH_S = 3600.0
@@ -47,7 +49,7 @@ class PlanCache:
             if self._problem() is not None:
                 return None
             with open_own(path) as file:
-                data = file.read(LIMITS.size_bytes + 1)
+                data = file.read(MOST_BYTES + 1)
                 age_s = time.time() - os.fstat(file.fileno()).st_mtime
             entry = entry_from_bytes(_opened(data, key)[1])
         except FileNotFoundError:
@@ -67,7 +69,7 @@ class PlanCache:
             name, target = entry.plan.name[:NAME_LIMIT], entry.plan.target
             head = Entry(key, name, len(data), time.time(), LANGUAGE, target.arch)
             data = _closed(key, head, data)
-            if len(data) > LIMITS.size_bytes:
+            if len(data) > MOST_BYTES:
                 return
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             if unsafe(self._root) is not None:
@@ -91,7 +93,7 @@ class PlanCache:
         entries = []
         for path in self._paths():
             with contextlib.suppress(OSError, *MALFORMED), open_own(path) as file:
-                entries.append(_opened(file.read(LIMITS.size_bytes + 1), path.name)[0])
+                entries.append(_opened(file.read(MOST_BYTES + 1), path.name)[0])
         return tuple(sorted(entries, key=lambda entry: (entry.created, entry.key)))
 
     def clear(self) -> int:
@@ -116,7 +118,7 @@ class PlanCache:
         for path in self._paths():
             try:
                 with open_own(path) as file:
-                    _opened(file.read(LIMITS.size_bytes + 1), path.name)
+                    _opened(file.read(MOST_BYTES + 1), path.name)
             except (OSError, *MALFORMED) as error:
                 problems.append(f"{path.name}: {error}")
         return tuple(problems)

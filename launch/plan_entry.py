@@ -1,5 +1,6 @@
 """Write a plan, and what was made with it, as bytes; read them back."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -21,8 +22,9 @@ from ark_dist.kernels.tables import Tables
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
-# Entries come from ourselves, as their sums prove; these are what one start can read in a second.
-LIMITS = Limits(size_bytes=64 * 2**20, objects=4_000_000, items=8_000_000, entries=64_000_000)
+# Entries come from ourselves, as their sums prove. One rank of 8 of Llama 3 70B, for 132 workers,
+# has 67 MB, nearly all of it the table of what streams; compressed it has 6.6 MB.
+LIMITS = Limits(size_bytes=256 * 2**20, objects=4_000_000, items=8_000_000, entries=64_000_000)
 ROWS = {
     "tasks": abi.TASK,
     "operands": abi.OPERAND,
@@ -68,8 +70,7 @@ def entry_to_bytes(entry: PlanEntry) -> bytes:
         "source": {"name": source.name, "language": source.language, "text": source.text},
         "tables": _tables_body(entry.tables),
     }
-    data: bytes = msgpack.packb(body, unicode_errors="surrogatepass")
-    return data
+    return zlib.compress(msgpack.packb(body, unicode_errors="surrogatepass"), level=1)
 
 
 def entry_from_bytes(data: bytes) -> PlanEntry:
@@ -77,9 +78,7 @@ def entry_from_bytes(data: bytes) -> PlanEntry:
 
     Raises PlanFormatError for anything else that can be told apart from it.
     """
-    if len(data) > LIMITS.size_bytes:
-        raise PlanFormatError(f"the entry has {len(data)} bytes; {LIMITS.size_bytes} are read")
-    top = Reader(unpack(data, LIMITS), "", LIMITS)
+    top = Reader(unpack(_inflated(data), LIMITS), "", LIMITS)
     plan = plan_from_bytes(_bytes(top, "plan"), limits=LIMITS, is_verified=True)
     source = top.reader("source")
     entry = PlanEntry(
@@ -91,6 +90,17 @@ def entry_from_bytes(data: bytes) -> PlanEntry:
     )
     top.finish()
     return entry
+
+
+def _inflated(data: bytes) -> bytes:
+    stream = zlib.decompressobj()
+    try:
+        body = stream.decompress(data, LIMITS.size_bytes)
+    except zlib.error as error:
+        raise PlanFormatError(f"the entry is no zlib stream: {error}") from None
+    if not stream.eof or stream.unused_data:
+        raise PlanFormatError(f"the entry is cut, goes on, or has over {LIMITS.size_bytes} bytes")
+    return body
 
 
 def _shares_body(shares: Mapping[int, Share]) -> Mapping[str, object]:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,7 +176,9 @@ def flip(path: Path) -> None:
 def seal(path: Path) -> None:
     """Put something else in, with the sum that belongs to it."""
     head, _ = plan_cache._opened(path.read_bytes(), path.name)
-    path.write_bytes(plan_cache._closed(path.name, head, msgpack.packb({"plan": b"none"})))
+    path.write_bytes(
+        plan_cache._closed(path.name, head, zlib.compress(msgpack.packb({"plan": b"none"})))
+    )
 
 
 BREAKAGES: dict[str, Callable[[Path], object]] = {
