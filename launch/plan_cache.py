@@ -106,10 +106,10 @@ class PlanCache:
         try:
             for path in paths:
                 path.unlink(missing_ok=True)
-            if self._folder.exists():
-                self._folder.rmdir()
         except OSError as error:
             raise CacheError(f"cache folder {self._folder} can't be used: {error}") from error
+        with contextlib.suppress(OSError):  # it was not there, or another plan came
+            self._folder.rmdir()
         return len(paths)
 
     def verify(self) -> tuple[str, ...]:
