@@ -23,6 +23,8 @@ MATMUL_EXTRAS = 8
 COLUMNS, COPIED_DEPTH, MICRO_ROWS, MOST_ROWS = 64, 256, 6, 240
 # Elements of A in a block of rows: they stay in the second cache beside a block of B.
 BLOCK_ELEMS = 128 * 1024
+# Copies of A end with whole groups of what lies side by side in a panel: 4 of int8 at most.
+PADDED_DEPTH = 4
 # As many rows of sums as one row of a matrix-vector product fills.
 FEWEST_ROWS = 18
 
@@ -55,7 +57,8 @@ def matmul_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Cal
     along = (view.strides[0] for view in norm_inputs)
     block = block_rows(k)
     params = (*nest.params, m, n, k, a_m, a_k, b_k, b_n, block, *rows, *columns, *along)
-    scratch = block * COLUMNS + COPIED_DEPTH * COLUMNS + block * (k + k % 2)
+    depth = -(-k // PADDED_DEPTH) * PADDED_DEPTH
+    scratch = block * COLUMNS + COPIED_DEPTH * COLUMNS + block * depth
     columns_of = pointers_of(lowered, columns, n)[1]
     body = function(count, lines, is_past=goes_past(lowered, columns_of))
     return Call(body, params, scratch)

@@ -167,7 +167,7 @@ def _variant(
         along = [s[0] > s[1] or s[1] == 1 for s in (product.a, product.b[::-1])]
         tile = tensor_tile(product.m, product.n, has_groups=arch == "sm_90a" and all(along))
         truths = ", ".join(map(_truth, along))
-        text = f"ark_matmul_tensor<{a.c_name}, {tile}, {truths}>"
+        text = f"ark_matmul_tensor<{types}, {tile}, {truths}>"
         return f"{text}(scratch, a0, a1, shape, prologue, epilogue)", tile.scratch_bytes, (), ()
     rows = 8 if product.m > 64 and product.n > 64 else 4
     # 64 sums and what they are made of are more registers than sm_80 has to give.
@@ -191,9 +191,9 @@ def _stream(
 
 
 def _rows_bytes(product: Product) -> int:
-    """Bytes of the rows of A as fp32, padded to a multiple of 8 elements."""
+    """Bytes of the rows of A as fp32, padded to whole chunks of weights, 16 int8 at most."""
     rows = next((m for m in ROW_COUNTS if m >= product.m), product.m)
-    return rows * (-(-product.k // 8) * 8) * 4
+    return rows * (-(-product.k // COPY_BYTES) * COPY_BYTES) * 4
 
 
 def _epilogue(lowered: Lowered, box: Box) -> list[str]:

@@ -32,7 +32,14 @@ SHAPES = (
 ROUNDING = 2.0**-24
 
 BEFORE = ("include/base", "include/math", "include/team", "include/piece")
-AFTER = ("include/call", "include/loop", "include/tile", "include/row", "include/micro")
+AFTER = (
+    "include/call",
+    "include/loop",
+    "include/tile",
+    "include/row",
+    "include/micro",
+    "include/int8",
+)
 
 # The instructions, and what the processor would refuse.
 EMULATED = """

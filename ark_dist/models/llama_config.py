@@ -11,6 +11,7 @@ from typing import TypeGuard
 
 from ark_dist.core.errors import CheckpointError, ModelConfigError
 from ark_dist.json_file import read_json
+from ark_dist.models.quantization import is_int8
 
 FILE = "config.json"
 ARCHITECTURES = ("LlamaForCausalLM",)
@@ -38,6 +39,7 @@ class LlamaConfig:
         rope_theta: base of the rotary embedding's wave lengths.
         tie_word_embeddings: whether the head is the table of embeddings.
         dtype: of the weights: "bf16", "fp16" or "fp32".
+        is_int8: whether all matrices, embeddings included, are int8 with a scale per row.
         eos_token_ids: tokens that end a text.
     """
 
@@ -54,6 +56,7 @@ class LlamaConfig:
     tie_word_embeddings: bool
     dtype: str
     eos_token_ids: tuple[int, ...]
+    is_int8: bool = False
 
 
 def read_llama_config(folder: str | os.PathLike[str]) -> LlamaConfig:
@@ -113,6 +116,7 @@ def llama_config(table: object, source: str = FILE) -> LlamaConfig:
         tie_word_embeddings=keys.flag("tie_word_embeddings"),
         dtype=_dtype(keys),
         eos_token_ids=_eos(keys, vocabulary),
+        is_int8=is_int8(keys.table.get("quantization_config"), source),
     )
 
 

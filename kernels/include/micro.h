@@ -125,18 +125,31 @@ ARK_FN void ark_widen_panel(float* to, const T* from) {
 
 // Take 16 pairs apart and widen them.
 template <class T>
-ARK_FN void ark_matmul_unzip(float* even, float* odd, const T* pairs) {
+ARK_FN void ark_matmul_unzip(float (*rows)[ARK_PANEL], const T* pairs) {
   const ark_words words = *reinterpret_cast<const ark_words*>(pairs);
   if constexpr (ark_is_same<T, ark_bf16>) {
-    *reinterpret_cast<ark_words*>(even) = words << 16;
-    *reinterpret_cast<ark_words*>(odd) = words & 0xffff0000;
+    *reinterpret_cast<ark_words*>(rows[0]) = words << 16;
+    *reinterpret_cast<ark_words*>(rows[1]) = words & 0xffff0000;
   } else {
     T low[ARK_PANEL], high[ARK_PANEL];
     *reinterpret_cast<ark_upper_halves*>(low) = __builtin_convertvector(words, ark_upper_halves);
     *reinterpret_cast<ark_upper_halves*>(high) =
         __builtin_convertvector(words >> 16, ark_upper_halves);
-    ark_widen_panel(even, low);
-    ark_widen_panel(odd, high);
+    ark_widen_panel(rows[0], low);
+    ark_widen_panel(rows[1], high);
+  }
+}
+
+// Copy a packed panel into one of elements E; the last pair or group is a whole one.
+template <class E, class T>
+ARK_FN void ark_matmul_widen_panel(E* to, const T* from, int64_t depth) {
+  constexpr int group = ARK_PAIR<T>, pair = ARK_PAIR<E>;
+  for (int64_t p = 0; p < depth; p += group, from += group * ARK_PANEL, to += group * ARK_PANEL) {
+    float rows[group][ARK_PANEL];
+    ark_matmul_unzip(rows, from);
+    for (int q = 0; q < group; ++q)
+      for (int j = 0; j < ARK_PANEL; ++j)
+        to[q / pair * pair * ARK_PANEL + j * pair + q % pair] = ark_store<E>(rows[q][j]);
   }
 }
 
@@ -153,20 +166,22 @@ ARK_FN void ark_matmul_row(ark_micro_sums<ROWS, PANELS>& sums, int panel, const 
   }
 }
 
-// The same with pairs that are widened on the way.
+// The same with pairs, or groups, that are widened on the way.
 template <int ROWS, int PANELS, class T>
 ARK_FN void ark_matmul_products(ark_micro_sums<ROWS, PANELS>& sums,
                                 const ark_matmul_block<float, T>& block) {
   const float* a = block.a;
   const T* b = block.b;
-  for (int64_t left = block.depth; left > 0; left -= 2, a += 2, b += 2 * ARK_PANEL) {
+  constexpr int group = ARK_PAIR<T>;
+  for (int64_t left = block.depth; left > 0; left -= group, a += group, b += group * ARK_PANEL) {
     ark_matmul_ask<ROWS, PANELS>(b, block.panel_stride, block.ahead);
     ARK_UNROLL
     for (int panel = 0; panel < PANELS; ++panel) {
-      float even[ARK_PANEL], odd[ARK_PANEL];
-      ark_matmul_unzip(even, odd, b + panel * block.panel_stride);
-      ark_matmul_row(sums, panel, a, block.a_stride, even);
-      if (left > 1) ark_matmul_row(sums, panel, a + 1, block.a_stride, odd);
+      float rows[group][ARK_PANEL];
+      ark_matmul_unzip(rows, b + panel * block.panel_stride);
+      ARK_UNROLL
+      for (int q = 0; q < group; ++q)
+        if (q < left) ark_matmul_row(sums, panel, a + q, block.a_stride, rows[q]);
     }
   }
 }
