@@ -85,22 +85,23 @@ def test_a_run_takes_the_shortest_method_that_fits(device: str) -> None:
         assert names == ["encode_32", "encode_32", "encode_40", "encode_40"]
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize(("size", "dtype"), [(2, "fp32"), (3, "fp32"), (4, "fp32"), (3, "bf16")])
 def test_any_number_of_ranks_gives_the_vectors_of_numpy(
-    tmp_path: Path, device: str, size: int
+    tmp_path: Path, device: str, size: int, dtype: str
 ) -> None:
-    weights = random_weights(CONFIG)
+    config = replace(CONFIG, dtype=dtype)
+    weights = random_weights(config)
     folder = save_model(tmp_path / "model", weights)
-    reference = Reference(CONFIG, weights)
+    reference = Reference(config, weights)
 
     def work(communicator: Communicator) -> None:
         with running(
-            weights=folder, device=device, workers=1, batch=4, axes={"tp": size},
+            config, folder, device=device, workers=1, batch=4, axes={"tp": size},
             communicator=communicator,
         ) as (bert, exe):  # fmt: skip
             for seed, lengths in enumerate(RUNS):
                 rows = random_rows(lengths, seed)
-                check(encode(bert, exe, rows), rows, reference)
+                check(encode(bert, exe, rows), rows, reference, dtype)
 
     on_ranks(size, work)
 

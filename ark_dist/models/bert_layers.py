@@ -44,6 +44,16 @@ class Place:
         return self.graph.parameter((size,), self.dtype, name=f"{self.name}.bias", shard=shard)
 
 
+def as_type(x: Tensor, dtype: str) -> Tensor:
+    """Return x in this dtype; as it is where it has it."""
+    return x if x.dtype.name == dtype else ops.cast(x, dtype)
+
+
+def widened(x: Tensor) -> Tensor:
+    """Return x in fp32."""
+    return as_type(x, FP32.name)
+
+
 class Norm(Module):
     """Rows shifted and scaled to mean 0 and variance 1, then by a weight and a bias; fp32."""
 
@@ -55,8 +65,7 @@ class Norm(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the rows, scaled."""
-        weight, bias = (ops.cast(vector, FP32) for vector in (self.weight, self.bias))
-        return ops.layernorm(x, weight, bias, eps=self.eps)
+        return ops.layernorm(x, widened(self.weight), widened(self.bias), eps=self.eps)
 
 
 class Linear(Module):
@@ -72,6 +81,10 @@ class Linear(Module):
         """Return x weight^T + bias."""
         return ops.matmul(x, self.weight, transpose_other=True) + self.bias
 
+    def wide(self, x: Tensor) -> Tensor:
+        """Return the same in fp32: what ranks have of a sum is added with all its digits."""
+        return widened(ops.matmul(x, self.weight, transpose_other=True)) + widened(self.bias)
+
 
 class Table(Module):
     """A table with one row for each of `rows` things."""
@@ -82,11 +95,11 @@ class Table(Module):
 
     def forward(self, index: Tensor) -> Tensor:
         """Return the rows of the things, in fp32."""
-        return ops.cast(ops.embedding(index, self.weight), FP32)
+        return widened(ops.embedding(index, self.weight))
 
     def part(self, rows: int) -> Tensor:
         """Return the first rows, in fp32."""
-        return ops.cast(self.weight[:rows], FP32)
+        return widened(self.weight[:rows])
 
 
 class Embeddings(Module):
@@ -148,7 +161,7 @@ class Output(Module):
 
     def forward(self, found: Tensor, x: Tensor) -> Tensor:
         """Return the rows in fp32: with each layer a sum of 16 bits would lose some."""
-        y: Tensor = self.LayerNorm(x + ops.cast(self.dense(found), FP32))
+        y: Tensor = self.LayerNorm(x + self.dense.wide(found))
         return y
 
 
@@ -163,7 +176,7 @@ class Attention(Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return the second half's input."""
-        y: Tensor = self.output(self.self(ops.cast(x, self.dtype), lengths), x)
+        y: Tensor = self.output(self.self(as_type(x, self.dtype), lengths), x)
         return y
 
 
@@ -194,7 +207,7 @@ class Layer(Module):
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return the next layer's input."""
         y: Tensor = self.attention(x, lengths)
-        z: Tensor = self.output(self.intermediate(ops.cast(y, self.dtype)), y)
+        z: Tensor = self.output(self.intermediate(as_type(y, self.dtype)), y)
         return z
 
 
