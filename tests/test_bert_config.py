@@ -71,6 +71,7 @@ def test_what_may_be_left_out_is_what_transformers_takes() -> None:
         ("architectures", ["BertForMaskedLM"], r"architectures is \['BertForMaskedLM'\], wanted o"),
         ("hidden_size", None, "hidden_size is missing"),
         ("hidden_size", 47, "hidden_size is 47 and num_attention_heads 12, wanted a multiple"),
+        ("num_hidden_layers", 1025, "num_hidden_layers is 1025, wanted a whole number from 1 to"),
         ("vocab_size", 0, "vocab_size is 0, wanted a whole number from 1"),
         ("type_vocab_size", "2", "type_vocab_size is '2', wanted a whole number"),
         ("layer_norm_eps", 0, "layer_norm_eps is 0, wanted a number above 0"),

@@ -74,7 +74,7 @@ def bert_config(table: object, source: str = FILE) -> BertConfig:
     return BertConfig(
         hidden_size=hidden,
         intermediate_size=keys.size("intermediate_size"),
-        num_hidden_layers=keys.size("num_hidden_layers"),
+        num_hidden_layers=keys.layers(),
         num_attention_heads=heads,
         vocab_size=keys.size("vocab_size"),
         max_position_embeddings=keys.size("max_position_embeddings", POSITIONS),
@@ -90,4 +90,4 @@ def _check_supported(keys: Keys) -> None:
     for name, wanted in ONLY.items():
         found = keys.table.get(name)
         if found is not None and found != wanted:
-            raise keys.error(f"{name} is {found!r}; only {wanted!r} is supported")
+            raise keys.error(f"{name} is {found!r:.80}; only {wanted!r} is supported")

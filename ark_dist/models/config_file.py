@@ -17,6 +17,8 @@ FILE = "config.json"
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 MAX_BYTES = 1 << 20
 MAX_SIZE = 1 << 30
+# A model is built before its weights are read: a wrong count must not take all memory.
+MAX_LAYERS = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +37,20 @@ class Keys:
         """Return an error that names the file."""
         return ModelConfigError(f"{self.source}: {what}")
 
-    def size(self, name: str, default: int | None = None) -> int:
+    def size(self, name: str, default: int | None = None, *, most: int = MAX_SIZE) -> int:
         """Return a number of things, 1 or more."""
         value = self.table.get(name)
         if value is None:
             value = default
         if value is None:
             raise self.error(f"{name} is missing; wanted a number")
-        if not is_int(value) or not 0 < value <= MAX_SIZE:
-            raise self.error(f"{name} is {value!r}, wanted a whole number from 1 to {MAX_SIZE}")
+        if not is_int(value) or not 0 < value <= most:
+            raise self.error(f"{name} is {value!r:.80}, wanted a whole number from 1 to {most}")
         return value
+
+    def layers(self) -> int:
+        """Return how many layers there are."""
+        return self.size("num_hidden_layers", most=MAX_LAYERS)
 
     def number(self, name: str, default: float) -> float:
         """Return a number above 0."""
@@ -52,23 +58,23 @@ class Keys:
         if value is None:
             return default
         if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise self.error(f"{name} is {value!r}, wanted a number")
+            raise self.error(f"{name} is {value!r:.80}, wanted a number")
         if not 0 < value < math.inf:
-            raise self.error(f"{name} is {value!r}, wanted a number above 0")
+            raise self.error(f"{name} is {value!r:.80}, wanted a number above 0")
         return float(value)
 
     def flag(self, name: str) -> bool:
         """Return true or false; what is missing is false."""
         value = self.table.get(name)
         if value is not None and not isinstance(value, bool):
-            raise self.error(f"{name} is {value!r}, wanted true or false")
+            raise self.error(f"{name} is {value!r:.80}, wanted true or false")
         return bool(value)
 
     def dtype(self) -> str:
         """Return the weights' dtype, by its name here; transformers 5 has another key for it."""
         found = self.table.get("dtype", self.table.get("torch_dtype")) or "float32"
         if not isinstance(found, str) or found not in DTYPES:
-            raise self.error(f"torch_dtype is {found!r}, wanted one of {', '.join(DTYPES)}")
+            raise self.error(f"torch_dtype is {found!r:.80}, wanted one of {', '.join(DTYPES)}")
         return DTYPES[found]
 
     def check_architecture(self, *wanted: str) -> None:
@@ -77,7 +83,7 @@ class Keys:
         names = found if isinstance(found, list) else [found]
         if not any(name in wanted for name in names):
             raise self.error(
-                f"architectures is {found!r}, wanted one of {', '.join(wanted)}; "
+                f"architectures is {found!r:.80}, wanted one of {', '.join(wanted)}; "
                 "other models are not supported"
             )
 

@@ -83,7 +83,7 @@ def llama_config(table: object, source: str = FILE) -> LlamaConfig:
     return LlamaConfig(
         hidden_size=hidden,
         intermediate_size=keys.size("intermediate_size"),
-        num_hidden_layers=keys.size("num_hidden_layers"),
+        num_hidden_layers=keys.layers(),
         num_attention_heads=heads,
         num_key_value_heads=groups,
         head_dim=depth,
@@ -105,7 +105,7 @@ def _check_supported(keys: Keys) -> None:
             raise keys.error(f"{name} is true; layers with a bias are not supported")
     act = keys.table.get("hidden_act", "silu")
     if act != "silu":
-        raise keys.error(f"hidden_act is {act!r}; only 'silu' is supported")
+        raise keys.error(f"hidden_act is {act!r:.80}; only 'silu' is supported")
 
 
 def _theta(keys: Keys) -> float:
@@ -115,11 +115,12 @@ def _theta(keys: Keys) -> float:
         if rope is None:
             continue
         if not isinstance(rope, Mapping):
-            raise keys.error(f"{name} is {rope!r}, wanted an object or null")
+            raise keys.error(f"{name} is {rope!r:.80}, wanted an object or null")
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
             raise keys.error(
-                f"{name} is of type {kind!r}; rotary embeddings are supported without scaling only"
+                f"{name} is of type {kind!r:.80}; rotary embeddings are supported without "
+                "scaling only"
             )
         if "rope_theta" in rope:
             return Keys(rope, f"{keys.source}: {name}").number("rope_theta", THETA)
@@ -131,5 +132,7 @@ def _eos(keys: Keys, vocabulary: int) -> tuple[int, ...]:
     tokens = found if isinstance(found, list) else [] if found is None else [found]
     for token in tokens:
         if not is_int(token) or not 0 <= token < vocabulary:
-            raise keys.error(f"eos_token_id is {found!r}, wanted tokens from 0 to {vocabulary - 1}")
+            raise keys.error(
+                f"eos_token_id is {found!r:.80}, wanted tokens from 0 to {vocabulary - 1}"
+            )
     return tuple(tokens)
