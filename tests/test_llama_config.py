@@ -107,6 +107,7 @@ def test_int8_matrices_are_found() -> None:
         ("hidden_size", MISSING, "hidden_size is missing"),
         ("intermediate_size", None, "intermediate_size is missing"),
         ("num_hidden_layers", "30", "num_hidden_layers is '30', wanted a whole number"),
+        ("num_hidden_layers", 1025, "num_hidden_layers is 1025, wanted a whole number from 1 to"),
         ("vocab_size", 0, "vocab_size is 0, wanted a whole number from 1"),
         ("vocab_size", 2**31, "vocab_size is 2147483648, wanted"),
         ("num_attention_heads", True, "num_attention_heads is True, wanted a whole number"),
