@@ -8,9 +8,11 @@ import pytest
 
 from ark_dist.bench import decode as bench
 from ark_dist.bench.decode import decode
+from ark_dist.bench.llama_cpp_peer import LlamaCpp
 from ark_dist.bench.rows import Wanted
 from ark_dist.bench.text_peer import CONTEXT, Floats, Prompts, TextPeer, answer_questions, gaps
 from ark_dist.bench.timing import Effort
+from ark_dist.bench.transformers_peer import Transformers
 from ark_dist.convert.folder import convert_gguf
 from ark_dist.core.errors import ConfigError
 from tests.gguf_models import changed, weights, write_gguf
@@ -42,6 +44,38 @@ def test_each_case_has_a_row_with_its_floor(folder: Path) -> None:
     assert all((row.peer is None) == (row.ratio is None) for row in rows)
     ours = [(row.ranks, row.case[13:]) for row in rows if row.peer_name == bench.ONE_ROW.title]
     assert ours == [(2, ""), (1, "batch 8")]
+
+
+def test_weights_of_another_dtype_are_one_more_case(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = tmp_path / "wide"
+    convert_gguf(folder.parent / "a.gguf", wide, dtype="fp32")
+    more = bench.Case(bench.MODEL, dtype="fp32", over=bench.ONE_ROW)
+    monkeypatch.setattr(bench, "CASES", (bench.ONE_ROW, more))
+    monkeypatch.setattr(bench, "PEERS", {})
+    rows = decode(effort=QUICK, folder_of={"bf16": folder, "fp32": wide}.__getitem__)
+    assert [(row.dtype, row.peer_name) for row in rows] == [
+        ("bf16", None),
+        ("fp32", bench.ONE_ROW.title),
+    ]
+
+
+def test_without_mpirun_rows_of_several_ranks_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "find_mpirun", lambda: None)
+    monkeypatch.setattr(bench, "CASES", (bench.CASES[1],))
+    assert decode() == []
+    assert "decode: there is no mpirun" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("peer", [LlamaCpp, Transformers])
+def test_a_peer_is_left_out_for_weights_that_it_is_not_compared_in(
+    peer: type[LlamaCpp] | type[Transformers],
+) -> None:
+    with pytest.raises(ConfigError, match=r"it is compared in .*, not in int8"):
+        peer("folder", "int8", 1)
 
 
 def test_nothing_is_fetched_where_no_case_is_wanted() -> None:

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from ark_dist.bench.llama_gguf import write_llama_gguf
+from ark_dist.bench.llama_gguf import KINDS, write_llama_gguf
 from ark_dist.bench.text_peer import CONTEXT, Floats, Prompts, answer_questions
+from ark_dist.core.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +31,16 @@ class _Rows:
 
 
 class LlamaCpp:
-    """The model; raises ImportError or ConfigError without llama-cpp-python and gguf."""
+    """The model.
 
-    def __init__(self, folder: str, threads: int) -> None:
+    Raises:
+        ConfigError: for weights of a dtype that it is not compared in; without the package gguf.
+        ImportError: without the package llama-cpp-python.
+    """
+
+    def __init__(self, folder: str, dtype: str, threads: int) -> None:
+        if dtype not in KINDS:
+            raise ConfigError(f"it is compared in {', '.join(KINDS)}, not in {dtype}")
         import llama_cpp  # type: ignore[import-not-found,unused-ignore]  # optional: a peer
 
         self.name = f"llama.cpp of llama-cpp-python {llama_cpp.__version__}"
@@ -106,4 +114,4 @@ class LlamaCpp:
 
 
 if __name__ == "__main__":
-    answer_questions(partial(LlamaCpp, sys.argv[1], int(sys.argv[3])))
+    answer_questions(partial(LlamaCpp, sys.argv[1], sys.argv[2], int(sys.argv[3])))

@@ -10,14 +10,22 @@ from collections.abc import Sequence
 from functools import partial
 
 from ark_dist.bench.text_peer import Floats, Prompts, answer_questions
+from ark_dist.core.errors import ConfigError
 
 TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class Transformers:
-    """The model; raises ImportError without the packages torch and transformers."""
+    """The model.
+
+    Raises:
+        ConfigError: for weights of a dtype that it is not compared in.
+        ImportError: without the packages torch and transformers.
+    """
 
     def __init__(self, folder: str, dtype: str, threads: int) -> None:
+        if dtype not in TORCH_DTYPES:
+            raise ConfigError(f"it is compared in {', '.join(TORCH_DTYPES)}, not in {dtype}")
         import torch  # type: ignore[import-not-found,unused-ignore]  # optional: a peer
         import transformers  # type: ignore[import-not-found,unused-ignore]  # optional: a peer
 
