@@ -153,8 +153,7 @@ ARK_PART void ark_matmul_sums(float* to, const ark_matmul_block<E, B>& block, in
     if (!is_vector || rows > ARK_MATMUL_FEW)
       return ark_amx_sums(to, block, rows, columns, is_first);
   if constexpr (is_vector)
-    ark_matmul_panels<ARK_MICRO_PANELS>(to, block, rows, (columns + ARK_PANEL - 1) / ARK_PANEL,
-                                        is_first);
+    ark_matmul_tiles(to, block, rows, (columns + ARK_PANEL - 1) / ARK_PANEL, is_first);
 }
 
 // A as micro tiles read it: where it is, or a copy.
@@ -174,10 +173,12 @@ ARK_FN ark_matmul_a<E> ark_matmul_left(E* copy, int64_t copy_stride, const T* a,
   return {copy, copy_stride};
 }
 
-// B as it is given, row-major or turned, or `IS_PACKED`: in panels.
-template <class T, bool IS_PACKED>
+// B as it is given, row-major or turned, or `IS_PACKED`: in panels; and what A is, once a prologue
+// has rounded it.
+template <class LEFT, class T, bool IS_PACKED>
 struct ark_matmul_b {
   typedef T type;
+  typedef ark_matmul_types<LEFT, T> types;
   static constexpr bool is_packed = IS_PACKED;
   const T* data;
 
@@ -268,7 +269,7 @@ ARK_FN void ark_matmul_blocks(float* scratch, const TA* a, const B& b, const ark
 template <class TA, class B, class Prologue, class Epilogue>
 ARK_FN void ark_matmul(float* scratch, const TA* a, const B& b, const ark_matmul_shape& s,
                        Prologue prologue, const Epilogue& epilogue) {
-  typedef ark_matmul_types<TA, typename B::type> types;
+  typedef typename B::types types;
   typedef typename types::type T;
   if (!B::is_packed && s.m < ARK_MATMUL_MIN_ROWS) {
     float* row = scratch + ARK_STREAM_COLUMNS;

@@ -109,14 +109,24 @@ def cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
 
 def tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
     """Boxes that read as little as they can; on a GPU what one CTA multiplies at a time."""
+    has_one = prod(specs[1].shape[:-2]) == 1
     if target.kind == "cuda":
-        return gpu_boxes(out.shape, bool(attrs["transpose_other"]), target.worker_count)
-    return cut_result(out.shape, parts_worth(cost(specs, out, attrs, full_box(out.shape)), target))
+        has_lines = bool(attrs["transpose_other"])
+        return gpu_boxes(out.shape, has_lines, target.worker_count, has_one=has_one)
+    parts = parts_worth(cost(specs, out, attrs, full_box(out.shape)), target)
+    return cut_result(out.shape, parts, has_one=has_one)
 
 
-def cut_result(shape: Shape, parts: int) -> tuple[Box, ...]:
-    """Cut (..., M, N) into about `parts` boxes: whole matrices, else rows and columns."""
+def cut_result(shape: Shape, parts: int, *, has_one: bool = False) -> tuple[Box, ...]:
+    """Cut (..., M, N) into about `parts` boxes: whole matrices, else rows and columns.
+
+    `has_one`: all rows are multiplied by the same matrix, whose columns are worth cutting first.
+    """
     *batch, m, n = shape
+    if has_one:
+        rows, columns = _grid(prod(batch) * m, n, parts)
+        outer = spread((*batch, m), rows, (1,) * (len(batch) + 1))
+        return tuple((*box, column) for column in cut(n, columns, LINE_ELEMENTS) for box in outer)
     if prod(batch) >= parts:
         return spread(shape, parts, (*(1,) * len(batch), max(m, 1), max(n, 1)))
     outer = spread(tuple(batch), parts, (1,) * len(batch)) if batch else ((),)
@@ -129,14 +139,22 @@ def cut_result(shape: Shape, parts: int) -> tuple[Box, ...]:
     )
 
 
-def gpu_boxes(shape: Shape, has_lines: bool, workers: int) -> tuple[Box, ...]:
-    """Cut (..., M, N) into what a CTA does at a time; `has_lines`: columns of B are contiguous.
+def gpu_boxes(
+    shape: Shape, has_lines: bool, workers: int, *, has_one: bool = False
+) -> tuple[Box, ...]:
+    """Cut (..., M, N) into what a CTA does at a time.
 
     With few rows all CTAs share the columns, else there are tiles, smaller ones where large
-    ones would leave CTAs idle.
+    ones would leave CTAs idle. `has_lines`: columns of B are contiguous; `has_one`: all rows are
+    multiplied by the same one.
     """
     *batch, m, n = shape
     count = prod(batch)
+    if has_one and count * m <= GPU_FEW_ROWS:
+        whole = full_box((*batch, m))
+        unit = GPU_LINES if has_lines else LINE_ELEMENTS
+        columns = cut(n, max(min(workers, -(-n // unit)), 1), unit)
+        return tuple((*whole, column) for column in columns if count * m)
     if m <= GPU_FEW_ROWS:
         unit = GPU_LINES if has_lines else LINE_ELEMENTS
         pieces = min(-(-workers // max(count, 1)), -(-n // unit))
