@@ -71,6 +71,7 @@ _HOMES = {
     "model": ("Model",),
     "module": ("Module",),
     "runtime": ("Runtime",),
+    "sentence_encoder": ("SentenceEncoder",),
     "serialize": ("convert_state_dict", "load", "save"),
     "tensors": ("Parameter", "Tensor"),
 }
@@ -171,6 +172,7 @@ if TYPE_CHECKING:
     from ark_dist.module import Module as Module
     from ark_dist.ops import *  # noqa: F403  all operators; the list is generated
     from ark_dist.runtime import Runtime as Runtime
+    from ark_dist.sentence_encoder import SentenceEncoder as SentenceEncoder
     from ark_dist.serialize import convert_state_dict as convert_state_dict
     from ark_dist.serialize import load as load
     from ark_dist.serialize import save as save

@@ -124,7 +124,7 @@ app.command()(demo)
 def convert(
     source: Annotated[Path, typer.Argument(help="The GGUF file of a Llama-family model.")],
     target: Annotated[Path, typer.Argument(help="The folder to make; it must not be there.")],
-    dtype: Annotated[str, typer.Option(help="Of the weights: bf16, fp16 or fp32.")] = "bf16",
+    dtype: Annotated[str, typer.Option(help="Of the weights: bf16, fp16, fp32 or int8.")] = "bf16",
     as_json: AsJson = False,
 ) -> None:
     """Turn a GGUF file into a folder as Hugging Face has it: config, weights, tokenizer."""

@@ -1,4 +1,4 @@
-"""Turn a small JSON file of a model's folder into a dict."""
+"""Turn a small JSON file of a model's folder into a dict or a list."""
 
 import json
 import os
@@ -38,15 +38,32 @@ def read_json(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, obj
 
     Raises as `read_bytes`, and CheckpointError where it holds something else.
     """
+    table = _read_value(path, max_bytes)
+    if not isinstance(table, dict):
+        raise _other(path, table, "an object")
+    return table
+
+
+def read_json_list(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> list[object]:
+    """Return the list that a JSON file holds; raises as `read_json`."""
+    values = _read_value(path, max_bytes)
+    if not isinstance(values, list):
+        raise _other(path, values, "a list")
+    return values
+
+
+def _read_value(path: Path, max_bytes: int) -> object:
     text = read_bytes(path, max_bytes)
     try:
-        table = json.loads(text)
+        value: object = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ShardCorruptError(
             f"{path}: damaged JSON of {len(text)} bytes: {error}; fetch it again"
         ) from error
-    if not isinstance(table, dict):
-        raise ShardCorruptError(
-            f"{path}: found a JSON {type(table).__name__}, wanted an object; fetch it again"
-        )
-    return table
+    return value
+
+
+def _other(path: Path, found: object, wanted: str) -> ShardCorruptError:
+    return ShardCorruptError(
+        f"{path}: found a JSON {type(found).__name__}, wanted {wanted}; fetch it again"
+    )

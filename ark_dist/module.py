@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -46,6 +46,9 @@ class Module:
     forward: Callable[..., Any] = _no_forward
     backward: Callable[..., Any] = _no_backward
     __call__: Callable[..., Any] = _call
+
+    # Names that a strict load passes over: what checkpoints have and this module does not use.
+    unused_names: Collection[str] = ()
 
     _parameters: dict[str, Parameter]
     _modules: dict[str, Module]
@@ -258,7 +261,7 @@ class Module:
                 Names that do not start with `prefix` are left alone. Or the path of a file, or of
                 a folder of safetensors files; each rank reads its own slices of those, straight
                 to where they belong. Of a model that is cut over ranks all ranks call it.
-            strict: every parameter must be there, and nothing else.
+            strict: every parameter must be there, and nothing else but `unused_names`.
             prefix: what stands before the module's own names.
             cast: convert arrays of another dtype.
             verify: first compare all files with the sha256 that a folder saved by ark_dist has;
@@ -284,6 +287,7 @@ class Module:
             is_cast=cast,
             is_verified=verify,
             prefix=prefix,
+            unused={prefix + name for name in self.unused_names},
         )
 
 

@@ -937,13 +937,16 @@ def matmul(
     transpose_other: bool = False,
     is_relu: bool = False,
     splitk: int = 1,
+    dtype: DTypeLike | None = None,
     *,
     output: Tensor | None = None,
     name: str | None = None,
 ) -> Tensor:
     """Multiply matrices: the last two dimensions are (M, K) and (K, N), others broadcast.
 
-    Products accumulate in fp32. `is_relu` replaces negative results by zero.
+    Products accumulate in fp32 and are rounded to `dtype`, that of the left operand if it is left
+    out. `is_relu` replaces negative results by zero. The right operand may be int8, such as
+    quantized weights, whatever float the left one is; multiply the result by their scales, in fp32.
 
     `splitk` is a hint: K is cut into the largest number of equal parts that is not above it, their
     products are computed side by side in fp32, and then summed in a fixed order. With 1 a GPU may
@@ -956,6 +959,7 @@ def matmul(
         transpose_other: swap the last two dimensions of other.
         is_relu: replace negative results by zero.
         splitk: parts of K to compute side by side.
+        dtype: the dtype of the result.
         output: a state, or a tensor nobody used yet, to write into.
         name: a name for the result.
 
@@ -974,6 +978,7 @@ def matmul(
         transpose_other=transpose_other,
         is_relu=is_relu,
         splitk=splitk,
+        dtype=dtype,
         output=output,
         name=name,
     )
@@ -2353,6 +2358,7 @@ class TensorOps:
         transpose_other: bool = False,
         is_relu: bool = False,
         splitk: int = 1,
+        dtype: DTypeLike | None = None,
         *,
         output: Tensor | None = None,
         name: str | None = None,
@@ -2369,6 +2375,7 @@ class TensorOps:
             transpose_other=transpose_other,
             is_relu=is_relu,
             splitk=splitk,
+            dtype=dtype,
             output=output,
             name=name,
         )
@@ -2851,6 +2858,7 @@ class TensorOps:
             transpose_other=False,
             is_relu=False,
             splitk=1,
+            dtype=None,
         )
 
     def __mul__(self, other: Operand) -> Tensor:
@@ -3399,6 +3407,7 @@ class ModelOps:
         transpose_other: bool = False,
         is_relu: bool = False,
         splitk: int = 1,
+        dtype: DTypeLike | None = None,
         *,
         output: Tensor | None = None,
         name: str | None = None,
@@ -3415,6 +3424,7 @@ class ModelOps:
             transpose_other=transpose_other,
             is_relu=is_relu,
             splitk=splitk,
+            dtype=dtype,
             output=output,
             name=name,
             model=self,

@@ -130,8 +130,11 @@ class TextStream:
         return new
 
 
-def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
+def load_tokenizer(folder: str | os.PathLike[str], *, max_tokens: int | None = None) -> Tokenizer:
     """Return the tokenizer of a model's folder, as Hugging Face has it.
+
+    With `max_tokens` it cuts what is encoded to so many tokens: the text, not the special tokens
+    around it.
 
     Raises ConfigError where the package tokenizers is not installed, and CheckpointError for a
     folder without a tokenizer.json, and for damaged files.
@@ -155,6 +158,8 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
         raise ShardCorruptError(f"{path}: damaged: {error}; fetch it again") from error
     engine.no_padding()
     engine.no_truncation()
+    if max_tokens is not None:
+        engine.enable_truncation(max_tokens)
     config = _read_optional(root / "tokenizer_config.json")
     marks = {key: _mark(config[key]) for key in SPECIAL_KEYS if config.get(key) is not None}
     template = _chat_template(root, config)

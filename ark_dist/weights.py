@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,6 +74,7 @@ class _Load:
         owner: the module's name in errors.
         parameters: name, with the prefix -> parameter.
         ranks: those that load together.
+        unused: names, with the prefix, that may be there besides.
     """
 
     owner: str
@@ -83,6 +84,7 @@ class _Load:
     is_cast: bool
     is_verified: bool
     prefix: str
+    unused: Collection[str]
 
 
 def load_parameters(
@@ -94,10 +96,11 @@ def load_parameters(
     is_cast: bool,
     is_verified: bool,
     prefix: str,
+    unused: Collection[str] = (),
 ) -> LoadResult:
     """Check everything first, then write; `owner` names the module in errors."""
     ranks = _ranks(parameters)
-    job = _Load(owner, parameters, ranks, is_strict, is_cast, is_verified, prefix)
+    job = _Load(owner, parameters, ranks, is_strict, is_cast, is_verified, prefix, unused)
     bindings = together(ranks.agree, lambda: _bindings(CALL, parameters, "write"))
     opened = together(ranks.agree, lambda: _opened(source, is_verified))
     if isinstance(opened, Checkpoint):
@@ -147,6 +150,7 @@ def _load_checkpoint(
         is_strict=job.is_strict,
         is_cast=job.is_cast,
         prefix=job.prefix,
+        unused=job.unused,
         is_shown=rank() == 0,
         rank=ranks.rank,
         agree=ranks.agree,
@@ -186,7 +190,7 @@ def _fitting(job: _Load, given: Mapping[str, Array]) -> tuple[dict[str, Array], 
     matched, report = _match(parameters, given, job.is_cast)
     loaded = {_identity(parameters[name]) for name in matched}
     missing = [n for n, p in parameters.items() if n not in given and _identity(p) not in loaded]
-    unexpected = unexpected_names(given, parameters, job.prefix)
+    unexpected = unexpected_names(given, {*parameters, *job.unused}, job.prefix)
     report = replace(report, missing=tuple(missing), unexpected=tuple(unexpected))
     problems = report.problems(job.is_strict)
     if problems:

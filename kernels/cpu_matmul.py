@@ -11,10 +11,9 @@ from ark_dist.kernels.cpu_nest import (
     chain_loop,
     function,
     goes_past,
-    outer_loops,
     pointers_of,
 )
-from ark_dist.kernels.lower import Lowered, collapse, matrix_strides
+from ark_dist.kernels.lower import Lowered, matmul_loops, matrix_strides
 
 # Integers that ark_matmul_params reads, before the operands' strides.
 MATMUL_EXTRAS = 8
@@ -23,6 +22,8 @@ MATMUL_EXTRAS = 8
 COLUMNS, COPIED_DEPTH, MICRO_ROWS, MOST_ROWS = 64, 256, 6, 240
 # Elements of A in a block of rows: they stay in the second cache beside a block of B.
 BLOCK_ELEMS = 128 * 1024
+# Copies of A end with whole groups of what lies side by side in a panel: 4 of int8 at most.
+PADDED_DEPTH = 4
 # As many rows of sums as one row of a matrix-vector product fills.
 FEWEST_ROWS = 18
 
@@ -30,32 +31,33 @@ FEWEST_ROWS = 18
 def matmul_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Call:
     """The function of a tile of a matmul, and its parameters."""
     anchor = anchor_of(lowered)
-    m_dim, n_dim = len(box) - 2, len(box) - 1
-    nest = collapse(*outer_loops(lowered, box, (m_dim, n_dim)))
-    m, n = box_shape(box)[m_dim:]
+    loops, n = matmul_loops(lowered, box), box_shape(box)[-1]
     count = len(lowered.operands)
     a, b = lowered.operands[0].view, anchor.inputs[1]
     is_turned = anchor.attributes["transpose_input"]
-    a_m, a_k = matrix_strides(a, is_turned)
+    a_k = matrix_strides(a, is_turned)[1]
     b_k, b_n = matrix_strides(b, anchor.attributes["transpose_other"])
     k = a.shape[-2] if is_turned else a.shape[-1]
-    rows = [o.strides[m_dim] for o in lowered.operands]
-    columns = [o.strides[n_dim] for o in lowered.operands]
+    columns = [o.strides[-1] for o in lowered.operands]
     lines = _matmul_epilogue(lowered, columns, n)
     prologue_lines, prologue = _matmul_prologue(lowered)
     lines += prologue_lines
     a_type, b_type = a.dtype.c_name, b.dtype.c_name
     is_packed = "true" if b.buffer in lowered.packed else "false"
+    left_type = anchor.inputs[0].dtype.c_name
     lines += [
-        f"const ark_matmul_b<{b_type}, {is_packed}> b{{loop.at<const {b_type}>(call, 1)}};",
+        f"const ark_matmul_b<{left_type}, {b_type}, {is_packed}> "
+        f"b{{loop.at<const {b_type}>(call, 1)}};",
         f"ark_matmul(call.scratch, loop.at<const {a_type}>(call, 0), b,",
         f"           ark_matmul_params(loop.extra), {prologue}, epilogue);",
     ]
     norm_inputs = lowered.prologue.inputs[1:] if lowered.prologue is not None else ()
     along = (view.strides[0] for view in norm_inputs)
     block = block_rows(k)
-    params = (*nest.params, m, n, k, a_m, a_k, b_k, b_n, block, *rows, *columns, *along)
-    scratch = block * COLUMNS + COPIED_DEPTH * COLUMNS + block * (k + k % 2)
+    sizes = (loops.rows, n, k, loops.steps[0], a_k, b_k, b_n, block)
+    params = (*loops.nest.params, *sizes, *loops.steps, *columns, *along)
+    depth = -(-k // PADDED_DEPTH) * PADDED_DEPTH
+    scratch = block * COLUMNS + COPIED_DEPTH * COLUMNS + block * depth
     columns_of = pointers_of(lowered, columns, n)[1]
     body = function(count, lines, is_past=goes_past(lowered, columns_of))
     return Call(body, params, scratch)

@@ -5,7 +5,7 @@ from math import prod
 
 from ark_dist.core.graph import Node
 from ark_dist.core.op import OPS
-from ark_dist.core.shape import Box, box_shape
+from ark_dist.core.shape import Box, Shape, box_shape
 from ark_dist.kernels.chain import chain_lines, literals
 from ark_dist.kernels.cpu_nest import Call, Stretch
 from ark_dist.kernels.cuda_nest import (
@@ -14,11 +14,11 @@ from ark_dist.kernels.cuda_nest import (
     function_text,
     head_lines,
     inner_text,
-    nest_of,
+    nest_of_loops,
     row_lines,
 )
 from ark_dist.kernels.frames import offsets
-from ark_dist.kernels.lower import Lowered, Nest, matrix_strides
+from ark_dist.kernels.lower import Lowered, matmul_loops, matrix_strides
 from ark_dist.kernels.stream import COPY_BYTES, cut_weights, segments
 from ark_dist.kernels.text import SLOT_BYTES
 
@@ -86,10 +86,11 @@ def product_of(lowered: Lowered, box: Box) -> Product:
     anchor = _anchor(lowered)
     a, b = lowered.operands[0].view, anchor.inputs[1]
     is_turned = anchor.attributes["transpose_input"]
-    m, n = box_shape(box)[-2:]
+    loops, n = matmul_loops(lowered, box), box_shape(box)[-1]
     k = a.shape[-2] if is_turned else a.shape[-1]
-    a_strides = matrix_strides(a, is_turned)
-    return Product(m, n, k, a_strides, matrix_strides(b, anchor.attributes["transpose_other"]))
+    a_strides = (loops.steps[0], matrix_strides(a, is_turned)[1])
+    b_strides = matrix_strides(b, anchor.attributes["transpose_other"])
+    return Product(loops.rows, n, k, a_strides, b_strides)
 
 
 def is_streamed(lowered: Lowered, box: Box) -> bool:
@@ -108,14 +109,15 @@ def is_streamed(lowered: Lowered, box: Box) -> bool:
         and k_stride == 1
         and n_stride >= product.k
         and all(line * itemsize % COPY_BYTES == 0 for line in lines)
-        and prod(_nest(lowered, box).extents) == 1
+        and prod(matmul_loops(lowered, box).nest.extents) == 1
     )
 
 
 def matmul_call(lowered: Lowered, box: Box, arch: str) -> Call:
     """Return the function body and the parameters of one tile."""
     product = product_of(lowered, box)
-    nest = _nest(lowered, box)
+    loops = matmul_loops(lowered, box)
+    nest = nest_of_loops(loops.nest, len(lowered.operands))
     text, scratch_bytes, extra, stream = _variant(lowered, box, product, arch)
     prologue_bytes = 0
     prologue: list[str] = ["const ark_matmul_no_prologue prologue;"]
@@ -124,7 +126,7 @@ def matmul_call(lowered: Lowered, box: Box, arch: str) -> Call:
         prologue = _prologue(lowered, lowered.prologue)
     body = [
         *row_lines(lowered),
-        *_epilogue(lowered, box),
+        *_epilogue(lowered, loops.steps),
         *prologue,
         f"{text};",
     ]
@@ -136,9 +138,8 @@ def matmul_call(lowered: Lowered, box: Box, arch: str) -> Call:
     ]
     loop = block("for (uint32_t r = 0; r < nest.count(); ++r)", body)
     lines = [*head_lines(lowered, nest), *scratch_lines, "#pragma unroll 1", *loop]
-    rows = [o.strides[-2] for o in lowered.operands]
     columns = [o.strides[-1] for o in lowered.operands]
-    params = (*nest.params, *product.params, *rows, *columns, *extra)
+    params = (*nest.params, *product.params, *loops.steps, *columns, *extra)
     return Call(function_text(lines), params, 0, scratch_bytes + prologue_bytes, stream)
 
 
@@ -167,7 +168,7 @@ def _variant(
         along = [s[0] > s[1] or s[1] == 1 for s in (product.a, product.b[::-1])]
         tile = tensor_tile(product.m, product.n, has_groups=arch == "sm_90a" and all(along))
         truths = ", ".join(map(_truth, along))
-        text = f"ark_matmul_tensor<{a.c_name}, {tile}, {truths}>"
+        text = f"ark_matmul_tensor<{types}, {tile}, {truths}>"
         return f"{text}(scratch, a0, a1, shape, prologue, epilogue)", tile.scratch_bytes, (), ()
     rows = 8 if product.m > 64 and product.n > 64 else 4
     # 64 sums and what they are made of are more registers than sm_80 has to give.
@@ -191,20 +192,19 @@ def _stream(
 
 
 def _rows_bytes(product: Product) -> int:
-    """Bytes of the rows of A as fp32, padded to a multiple of 8 elements."""
+    """Bytes of the rows of A as fp32, padded to whole chunks of weights, 16 int8 at most."""
     rows = next((m for m in ROW_COUNTS if m >= product.m), product.m)
-    return rows * (-(-product.k // 8) * 8) * 4
+    return rows * (-(-product.k // COPY_BYTES) * COPY_BYTES) * 4
 
 
-def _epilogue(lowered: Lowered, box: Box) -> list[str]:
+def _epilogue(lowered: Lowered, rows: Shape) -> list[str]:
     """A lambda that takes one finished element through the chain."""
     count = len(lowered.operands)
     pointers = {}
     for k, operand in enumerate(lowered.operands[lowered.chain_start :], lowered.chain_start):
-        row, column = operand.strides[-2:]
         parts = [
-            inner_text(row, f"nest.extra({EXTRAS + k})", "i"),
-            inner_text(column, f"nest.extra({EXTRAS + count + k})", "j"),
+            inner_text(rows[k], f"nest.extra({EXTRAS + k})", "i"),
+            inner_text(operand.strides[-1], f"nest.extra({EXTRAS + count + k})", "j"),
         ]
         index = " + ".join(part for part in parts if part) or "0"
         pointers[operand] = Element(k, operand.view.dtype, "", f"a{k}[{index}]")
@@ -242,10 +242,6 @@ def _prologue(lowered: Lowered, norm: Node) -> list[str]:
         "const ark_matmul_norm<const ark_affine*, decltype(weight), decltype(bias)> prologue = "
         "{rows, weight, bias};",
     ]
-
-
-def _nest(lowered: Lowered, box: Box) -> Nest:
-    return nest_of(lowered, box, (len(box) - 2, len(box) - 1))
 
 
 def _truth(value: bool) -> str:

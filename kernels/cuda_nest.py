@@ -28,14 +28,18 @@ def nest_of(lowered: Lowered, box: Box, inner: Sequence[int] = ()) -> Nest:
     sizes = box_shape(box)
     dims = [d for d in range(len(sizes)) if d not in inner]
     strides = [tuple(o.strides[d] for o in lowered.operands) for d in dims]
-    nest = collapse([sizes[d] for d in dims], strides)
+    return nest_of_loops(collapse([sizes[d] for d in dims], strides), len(lowered.operands))
+
+
+def nest_of_loops(nest: Nest, operands: int) -> Nest:
+    """The same loops for a GPU: at least one of one step, and not too many."""
     if prod(nest.extents) > MAX_POSITIONS:
         raise ValueError(
             f"a tile has {prod(nest.extents)} positions; at most {MAX_POSITIONS} work on a GPU: "
             "use more workers"
         )
     # A nest of one step, rather than none, for tensors without dimensions.
-    return nest if nest.extents else Nest((1,), ((0,) * len(lowered.operands),))
+    return nest if nest.extents else Nest((1,), ((0,) * operands,))
 
 
 def head_lines(lowered: Lowered, nest: Nest) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from ark_dist.core.graph import Buffer, Node, frame_of
 from ark_dist.core.op import OPS
 from ark_dist.core.packing import packed_view
-from ark_dist.core.shape import Box, Shape
+from ark_dist.core.shape import Box, Shape, box_shape
 from ark_dist.core.task import Group
 from ark_dist.core.view import View
 from ark_dist.kernels.rows import axes_of
@@ -220,6 +220,32 @@ def collapse(extents: Sequence[int], strides: Sequence[Shape]) -> Nest:
                 continue
         kept.append((extent, steps))
     return Nest(tuple(e for e, _ in kept), tuple(s for _, s in kept))
+
+
+@dataclass(frozen=True, slots=True)
+class MatmulLoops:
+    """How a tile of a matmul is walked: matrices outside, then rows that share one B.
+
+    Attributes:
+        nest: loops over matrices.
+        rows: how many rows each has; those of several matrices together, where they can be.
+        steps: each operand's stride from row to row.
+    """
+
+    nest: Nest
+    rows: int
+    steps: Shape
+
+
+def matmul_loops(lowered: Lowered, box: Box) -> MatmulLoops:
+    """Loops over a tile (..., M, N) but for its columns."""
+    sizes = box_shape(box)[:-1]
+    strides = [tuple(o.strides[d] for o in lowered.operands) for d in range(len(sizes))]
+    whole = collapse(sizes, strides)
+    if not whole.extents or whole.strides[-1][1] != 0:  # of B
+        return MatmulLoops(whole, 1, (0,) * len(lowered.operands))
+    outer = Nest(whole.extents[:-1], whole.strides[:-1])
+    return MatmulLoops(outer, whole.extents[-1], whole.strides[-1])
 
 
 def element_offset(operand: Operand, box: Box) -> int:

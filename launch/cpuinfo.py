@@ -41,6 +41,7 @@ OPTIONAL_FLAGS: dict[str, dict[str, str]] = {
         "avx512_bf16": "-mavx512bf16",
         "avx512_fp16": "-mavx512fp16",
         "avx512_vnni": "-mavx512vnni",
+        "avx512vbmi": "-mavx512vbmi",
     },
     "amx": {},
 }

@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from ark_dist.core.dtype import FLOATS
 from ark_dist.core.graph import Buffer, GraphMethod, Node, frame_of
 from ark_dist.core.op import OPS
-from ark_dist.core.packing import packed_view
+from ark_dist.core.packing import PACKED_DTYPES, packed_view
 from ark_dist.core.target import Target
 from ark_dist.core.view import View
 
@@ -51,7 +50,7 @@ def _reads(node: Node, buffers: Sequence[Buffer]) -> Iterator[tuple[View, str]]:
 
 def _can_read(packing: str, buffer: Buffer, view: View, node: Node) -> bool:
     """Whether a kernel finds its way through a view of the packed buffer."""
-    if len(buffer.shape) < 2 or buffer.dtype.name not in FLOATS:
+    if len(buffer.shape) < 2 or buffer.dtype.name not in PACKED_DTYPES:
         return False
     if buffer.export or buffer.slots != 1 or buffer.initial is not None:
         return False

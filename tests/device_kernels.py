@@ -63,7 +63,7 @@ KERNELS = {
     "tensor": """
 GPU_KERNEL(kernel, ARK_THREADS) {{
   if (gpu_thread() >= ARK_CONSUMERS) return;
-  ark_matmul_tensor<{t}, ark_tensor_tile<{tile}>, {a_along_k}, {b_along_k}>(
+  ark_matmul_tensor<{t}, {t}, ark_tensor_tile<{tile}>, {a_along_k}, {b_along_k}>(
       test_scratch(), test_a<{t}>(), test_b<{t}>(), config.shape, {prologue}{{}}, {epilogue}{{}});
 }}
 """,

@@ -11,6 +11,7 @@ import numpy as np
 import ark_dist as ark
 from ark_dist import world
 from ark_dist.comm.communicator import Communicator
+from ark_dist.convert.int8 import quantize
 from ark_dist.core.dtype import as_dtype
 from ark_dist.core.op import Array
 from ark_dist.models.llama import Llama
@@ -69,6 +70,17 @@ def random_weights(config: LlamaConfig, seed: int = 0) -> dict[str, Array]:
             data = rng.normal(size=shape) * (1.5 * shape[1] ** -0.5)
         weights[f"{name}.weight"] = data.astype(dtype)
     return weights
+
+
+def in_int8(weights: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The checkpoint with int8 matrices and their scales, and in fp32 what that stands for."""
+    packed, plain = dict(weights), dict(weights)
+    for name, matrix in weights.items():
+        if matrix.ndim == 2:
+            units, scale = quantize(matrix)
+            packed |= {name: units, f"{name}_scale": scale}
+            plain[name] = units * scale
+    return packed, plain
 
 
 def save_model(folder: Path, weights: Mapping[str, Array], **changes: object) -> Path:

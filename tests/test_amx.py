@@ -32,7 +32,14 @@ SHAPES = (
 ROUNDING = 2.0**-24
 
 BEFORE = ("include/base", "include/math", "include/team", "include/piece")
-AFTER = ("include/call", "include/loop", "include/tile", "include/row", "include/micro")
+AFTER = (
+    "include/call",
+    "include/loop",
+    "include/tile",
+    "include/row",
+    "include/micro",
+    "include/int8",
+)
 
 # The instructions, and what the processor would refuse.
 EMULATED = """
@@ -103,7 +110,7 @@ static void multiply(float* scratch, const T* a, const T* b, const int64_t* para
   const auto epilogue = [&](int64_t i, int64_t j0, const float* sums, int64_t n) {
     for (int64_t j = 0; j < n; ++j) to[i * shape.n + j0 + j] = sums[j];
   };
-  const ark_matmul_b<T, IS_PACKED> given{b};
+  const ark_matmul_b<T, T, IS_PACKED> given{b};
   ark_matmul(scratch, a, given, shape, ark_matmul_no_prologue{}, epilogue);
 }
 #define EXPORT(NAME, T, IS_PACKED)                                                             \\

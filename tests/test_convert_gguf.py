@@ -15,10 +15,12 @@ import pytest
 
 import ark_dist as ark
 from ark_dist.convert.folder import Converted, convert_gguf
+from ark_dist.convert.int8 import quantize
 from ark_dist.convert.llama import unweave
 from ark_dist.core.errors import ArkError, CheckpointError, ConfigError
 from ark_dist.core.settings import child_environment
 from ark_dist.launch.exit_codes import BAD_CONFIG, BAD_FILE, exit_code
+from ark_dist.models.llama_config import read_llama_config
 from tests.gguf_models import DEFAULT, TinyLlama, changed, weights, write_gguf
 
 Doubles = npt.NDArray[np.float64]
@@ -139,6 +141,21 @@ def test_weights_are_rounded_to_the_dtype_that_was_asked_for(
     wanted = weights(DEFAULT)["blk.1.ffn_up.weight"].astype(numpy_dtype)
     np.testing.assert_array_equal(found, wanted)
     assert json.loads((folder / "config.json").read_text())["torch_dtype"] == torch_name
+
+
+def test_matrices_become_int8_and_all_else_bf16(tmp_path: Path) -> None:
+    folder = converted(tmp_path, DEFAULT, "int8")
+    found = ark.load(folder)
+    for name, source in (
+        ("model.layers.1.mlp.up_proj", "blk.1.ffn_up"),
+        ("model.embed_tokens", "token_embd"),
+    ):
+        units, scale = quantize(weights(DEFAULT)[f"{source}.weight"])
+        np.testing.assert_array_equal(found[f"{name}.weight"], units)
+        np.testing.assert_array_equal(found[f"{name}.weight_scale"], scale)
+    assert found["model.norm.weight"].dtype == ml_dtypes.bfloat16
+    assert "model.norm.weight_scale" not in found
+    assert read_llama_config(folder).is_int8 and read_llama_config(folder).dtype == "bf16"
 
 
 def test_quantized_weights_are_dequantized(tmp_path: Path) -> None:
@@ -317,7 +334,7 @@ def test_a_missing_package_is_named(
 
 
 def test_another_dtype_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="dtype is 'fp8'; it must be bf16, fp16, fp32"):
+    with pytest.raises(ValueError, match="dtype is 'fp8'; it must be bf16, fp16, fp32, int8"):
         convert_gguf(tmp_path / "tiny.gguf", tmp_path / "model", dtype="fp8")
 
 

@@ -1,6 +1,7 @@
 """Reading a model's config.json: what is taken, and which sentence refuses the rest."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import ark_dist as ark
 from ark_dist.launch.exit_codes import BAD_FILE, exit_code
 from ark_dist.models.llama_config import LlamaConfig, llama_config, read_llama_config
+from ark_dist.models.quantization import INT8
 from tests.llama_models import TABLE
 
 # As published with SmolLM2-135M-Instruct.
@@ -84,6 +86,19 @@ def test_what_may_be_left_out_is_what_transformers_takes() -> None:
 MISSING = object()
 
 
+def int8_with(targets: Sequence[str] = ("Linear", "Embedding"), **weights: object) -> object:
+    """A quantization_config with something else in it."""
+    words = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+    group = {"targets": list(targets), "weights": {**words, "dynamic": False, **weights}}
+    return {**INT8, "config_groups": {"group_0": group}}
+
+
+def test_int8_matrices_are_found() -> None:
+    assert llama_config(TABLE | {"quantization_config": INT8}).is_int8
+    assert llama_config(TABLE | {"quantization_config": int8_with()}).is_int8
+    assert not llama_config(TABLE | {"quantization_config": None}).is_int8
+
+
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
@@ -92,6 +107,7 @@ MISSING = object()
         ("hidden_size", MISSING, "hidden_size is missing"),
         ("intermediate_size", None, "intermediate_size is missing"),
         ("num_hidden_layers", "30", "num_hidden_layers is '30', wanted a whole number"),
+        ("num_hidden_layers", 1025, "num_hidden_layers is 1025, wanted a whole number from 1 to"),
         ("vocab_size", 0, "vocab_size is 0, wanted a whole number from 1"),
         ("vocab_size", 2**31, "vocab_size is 2147483648, wanted"),
         ("num_attention_heads", True, "num_attention_heads is True, wanted a whole number"),
@@ -113,6 +129,13 @@ MISSING = object()
         ("torch_dtype", "int8", "torch_dtype is 'int8', wanted one of bfloat16"),
         ("eos_token_id", 211, "eos_token_id is 211, wanted tokens from 0 to 210"),
         ("eos_token_id", [1, "x"], "eos_token_id is"),
+        ("quantization_config", {"quant_method": "gptq"}, "found a quantization_config of another"),
+        ("quantization_config", "int8", "found a quantization_config of another format"),
+        ("quantization_config", {**INT8, "ignore": ["lm_head"]}, r".* leaves out \['lm_head'\]"),
+        ("quantization_config", {**INT8, "config_groups": {}}, ".* of several groups; wanted int8"),
+        ("quantization_config", int8_with(num_bits=4), ".* with other weights"),
+        ("quantization_config", int8_with(strategy="group"), ".* with other weights"),
+        ("quantization_config", int8_with(["Linear"]), r".* for \['Linear'\]; wanted int8"),
     ],
 )
 def test_what_can_not_be_computed_is_refused(name: str, value: object, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,17 @@ import ark_dist as ark
 from ark_dist.checkpoint.reader import Checkpoint
 from ark_dist.comm.communicator import Communicator
 from ark_dist.models.llama import Llama
-from tests.llama_models import CONFIG, a_prompt, generate, random_weights, running, save_model
+from ark_dist.models.llama_config import read_llama_config
+from ark_dist.models.quantization import INT8
+from tests.llama_models import (
+    CONFIG,
+    a_prompt,
+    generate,
+    in_int8,
+    random_weights,
+    running,
+    save_model,
+)
 from tests.mpi import run_mpi
 from tests.rank_threads import on_ranks
 
@@ -63,6 +74,37 @@ def test_any_mesh_writes_what_one_rank_writes(
         np.testing.assert_allclose(found, logits, rtol=0, atol=limit)
 
     on_ranks(size_of(axes), work)
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("axes", [{}, {"tp": 2}, {"tp": 3}, {"pp": 2, "tp": 2}], ids=str)
+def test_int8_weights_are_as_good_as_what_they_stand_for(
+    tmp_path: Path, device: str, axes: dict[str, int], is_tied: bool
+) -> None:
+    config = replace(CONFIG, tie_word_embeddings=is_tied)
+    packed, plain = in_int8(random_weights(config))
+    with running(config, plain, device=device, batch=2) as (llama, exe):
+        greedy = generate(llama, exe, PROMPTS, STEPS)
+        logits = np.asarray(llama.logits.to_numpy(), np.float64)
+    folder = save_model(
+        tmp_path / "model", packed, tie_word_embeddings=is_tied, quantization_config=INT8
+    )
+    config = replace(read_llama_config(folder), eos_token_ids=())
+    assert config.is_int8
+
+    def work(communicator: Communicator | None = None) -> None:
+        with running(
+            config, folder, device=device, workers=1, batch=2, axes=axes, communicator=communicator
+        ) as (llama, exe):
+            assert generate(llama, exe, PROMPTS, STEPS) == greedy
+            found = np.asarray(llama.logits.to_numpy(), np.float64)
+        limit = TOLERANCE * np.abs(logits).max()
+        np.testing.assert_allclose(found, logits, rtol=0, atol=limit)
+
+    if axes:
+        on_ranks(size_of(axes), work)
+    else:
+        work()
 
 
 @pytest.mark.parametrize("axes", [{"tp": 2}, {"pp": 2}], ids=str)
@@ -146,6 +188,8 @@ PROGRAM = """
 import json, sys
 import ark_dist as ark
 from ark_dist.models.llama import Llama
+from ark_dist.models.llama_config import read_llama_config
+from ark_dist.models.quantization import INT8
 from ark_dist.models.llama_config import read_llama_config
 
 folder, prompts = sys.argv[1], json.loads(sys.argv[2])

@@ -56,6 +56,7 @@ NAMES = [
     "PlanMismatchError",
     "PlanWorldSizeError",
     "Runtime",
+    "SentenceEncoder",
     "ShardCorruptError",
     "StallError",
     "StateDictError",
@@ -123,7 +124,17 @@ def test_a_public_name_can_be_used_and_is_documented(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Model", "Tensor", "Parameter", "Executor", "Runtime", "Module", "LanguageModel"]
+    "name",
+    [
+        "Model",
+        "Tensor",
+        "Parameter",
+        "Executor",
+        "Runtime",
+        "Module",
+        "LanguageModel",
+        "SentenceEncoder",
+    ],
 )
 def test_every_public_method_is_documented(name: str) -> None:
     cls = getattr(ark, name)

@@ -1,122 +1,263 @@
-"""Measure how fast a real model writes and reads, beside the rate at which memory gives weights."""
+"""Measure how fast a real model writes and reads, beside other programs and the memory's rate."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
-from math import prod
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
-from ark_dist.bench.child import Child
+from ark_dist.bench.child import Child, Message
 from ark_dist.bench.peaks import Peaks
 from ark_dist.bench.rows import ALL, Row, Wanted
-from ark_dist.bench.timing import FULL, Effort, rest
-from ark_dist.core.dtype import as_dtype
+from ark_dist.bench.timing import Effort
 from ark_dist.demo_model import SMOLLM2, fetch_model
-from ark_dist.generation import LanguageModel
+from ark_dist.launch.mpirun import find_mpirun
+from ark_dist.tokenizer import load_tokenizer
 
 MODEL = "smollm2-135m"
-DTYPE = "bf16"
-WORKERS = 2
 TEXT = "Once upon a time there was"
 TOKENS, PROMPT_TOKENS, BATCH = 64, 512, 8
-# The context that its caches have room for.
-CONTEXT = 2048
+# Threads of each side, whether they are of one rank or of several.
+THREADS = 2
+# A turn of all sides takes 8 seconds.
+EFFORT = Effort(rounds=5)
+# A peer's name for its module.
+PEERS = {
+    "llama.cpp": "ark_dist.bench.llama_cpp_peer",
+    "transformers": "ark_dist.bench.transformers_peer",
+}
+# Of the largest logit: twice the most that bf16 was found to change one (docs/models.md); the
+# largest gap that was found is 0.005.
+NEAR_TIE = 0.05
 MS = 1e3
 
 
-def decode(wanted: Wanted = ALL, effort: Effort = FULL, folder: Path | None = None) -> list[Row]:
-    """Tokens per second of one row and of several, and the time to read a prompt; one rank."""
-    cases = {MODEL: 1, f"{MODEL} batch {BATCH}": BATCH, f"{MODEL} prefill {PROMPT_TOKENS}": 1}
-    chosen = {name: batch for name, batch in cases.items() if wanted.takes(name, DTYPE)}
-    if not chosen:
+# What tells a process of ours: dtype, ranks, batch.
+Side: TypeAlias = tuple[str, int, int]
+# Seconds of each turn.
+Turns: TypeAlias = list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is measured.
+
+    Attributes:
+        name: of the row.
+        dtype: of the weights, whose folder is found by it.
+        ranks: of ours, with as many threads together as a peer.
+        batch: rows that are written at once.
+        is_prefill: a long prompt is read, in place of tokens that are written after a short one.
+        over: a case of ours that it is compared with too.
+    """
+
+    name: str
+    dtype: str = "bf16"
+    ranks: int = 1
+    batch: int = 1
+    is_prefill: bool = False
+    over: Case | None = None
+
+    @property
+    def workers(self) -> int:
+        """Threads of each rank."""
+        return THREADS // self.ranks
+
+    @property
+    def side(self) -> Side:
+        """The process of ours that is asked."""
+        return self.dtype, self.ranks, self.batch
+
+    @property
+    def title(self) -> str:
+        """What it is called as the peer of another case."""
+        return f"{self.dtype}, {self.ranks} x {self.workers} workers, batch {self.batch}"
+
+    @property
+    def tokens(self) -> int:
+        """How many are written."""
+        return self.batch * TOKENS
+
+    def shown(self, seconds: float) -> float:
+        """In the row's unit."""
+        return seconds * MS if self.is_prefill else self.tokens / seconds
+
+    def question(self, prompt: Sequence[int]) -> Message:
+        """What each side is asked."""
+        if self.is_prefill:
+            return {"prompts": [(list(prompt) * PROMPT_TOKENS)[:PROMPT_TOKENS]]}
+        return {"prompts": [list(prompt)] * self.batch, "count": TOKENS}
+
+
+ONE_ROW = Case(MODEL)
+CASES = (
+    ONE_ROW,
+    Case(MODEL, ranks=2, over=ONE_ROW),
+    Case(f"{MODEL} batch {BATCH}", batch=BATCH, over=ONE_ROW),
+    Case(f"{MODEL} prefill {PROMPT_TOKENS}", is_prefill=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """Seconds of one case, turn by turn: ours, the peers' by their names, and the floor."""
+
+    ours: Turns = field(default_factory=list)
+    peers: dict[str, Turns] = field(default_factory=dict)
+    floor: Turns = field(default_factory=list)
+
+
+def decode(
+    wanted: Wanted = ALL,
+    effort: Effort = EFFORT,
+    folder_of: Callable[[str], Path] = lambda dtype: fetch_model(SMOLLM2, dtype=dtype),
+) -> list[Row]:
+    """Tokens per second and the time to read a prompt: a row per case and peer.
+
+    `folder_of` finds the model's folder with weights of a dtype.
+    """
+    cases = [case for case in CASES if wanted.takes(case.name, case.dtype)]
+    if any(case.ranks > 1 for case in cases) and find_mpirun() is None:
+        print("decode: there is no mpirun, no rows of several ranks", file=sys.stderr)
+        cases = [case for case in cases if case.ranks == 1]
+    if not cases:
         return []
-    folder = fetch_model(SMOLLM2, dtype=DTYPE) if folder is None else folder
     with ExitStack() as stack:
-        arguments = [str(folder), DTYPE, str(WORKERS)]
-        peer = stack.enter_context(Child("ark_dist.bench.transformers_peer", arguments, WORKERS))
+        sides = _Sides(cases, folder_of, Peaks(effort), stack)
+        times = {case: _Times() for case in cases}
+        for turn in range(effort.rounds + 1):
+            sides.measure(times, is_checked=turn == 0)
+        names = {case: sides.names(case) for case in cases}
+    return [row for case in cases for row in _rows(case, times, names[case])]
+
+
+class _Sides:
+    """All processes that take turns."""
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        folder_of: Callable[[str], Path],
+        peaks: Peaks,
+        stack: ExitStack,
+    ) -> None:
+        folders = {case.dtype: folder_of(case.dtype) for case in cases}
+        self._prompts = {
+            dtype: load_tokenizer(folder).encode(TEXT) for dtype, folder in folders.items()
+        }
+        self._ours: dict[Side, Child] = {}
+        for case in cases:
+            if case.side not in self._ours:
+                arguments = [str(folders[case.dtype]), str(case.batch), str(case.workers)]
+                child = Child("ark_dist.bench.own_side", arguments, THREADS, ranks=case.ranks)
+                self._ours[case.side] = stack.enter_context(child)
+        self._peers = {
+            dtype: _started_peers(folder, dtype, stack) for dtype, folder in folders.items()
+        }
+        self._peaks = peaks
+        self._readers: dict[int, Callable[[], float]] = {}
+
+    def names(self, case: Case) -> Mapping[str, str]:
+        """The peers of a case: what each calls itself, by its name here."""
+        return {name: str(peer.name) for name, peer in self._peers[case.dtype].items()}
+
+    def measure(self, times: Mapping[Case, _Times], *, is_checked: bool) -> None:
+        """Let all sides take one turn; a peer that was asked the same answers once."""
+        heard: dict[tuple[str, str, bool, int], float] = {}
+        for case, found in times.items():
+            prompt = self._prompts[case.dtype]
+            question = case.question(prompt)
+            answer = self._ours[case.side].ask(question)
+            found.ours.append(float(str(answer["seconds"])))
+            found.floor.append(self._floor_s(case))
+            for name, peer in self._peers[case.dtype].items():
+                key = name, case.dtype, case.is_prefill, case.batch
+                if key not in heard:
+                    heard[key] = peer.seconds(question)
+                found.peers.setdefault(name, []).append(heard[key])
+                if is_checked and not case.is_prefill:
+                    check_text(peer, prompt, _first_row(answer))
+
+    def _floor_s(self, case: Case) -> float:
+        """Seconds to read all weights once per token, or of a prompt's arithmetic."""
+        hello = self._ours[case.side].hello
+        if case.is_prefill:
+            operations = 2.0 * int(str(hello["layer_elements"])) * PROMPT_TOKENS
+            return operations / self._peaks.operations_per_s(case.dtype, THREADS)
+        size = int(str(hello["weight_bytes"]))
+        if size not in self._readers:
+            self._readers[size] = self._peaks.reader(size, THREADS)
+        return TOKENS * size / self._readers[size]()
+
+
+def _started_peers(folder: Path, dtype: str, stack: ExitStack) -> dict[str, Child]:
+    """The peers that are installed; the others are named."""
+    found = {}
+    for name, module in PEERS.items():
+        peer = stack.enter_context(Child(module, [str(folder), dtype, str(THREADS)], THREADS))
         if peer.name is None:
-            print("decode: transformers or torch is not installed, no peer", file=sys.stderr)
-        peaks = Peaks(effort)
-        return [
-            _row(name, folder, batch, peer, peaks, effort, is_prefill="prefill" in name)
-            for name, batch in chosen.items()
-        ]
+            print(f"decode: no {name}: {peer.hello['problem']}", file=sys.stderr)
+        else:
+            found[name] = peer
+    return found
 
 
-def _row(
-    name: str, folder: Path, batch: int, peer: Child, peaks: Peaks, effort: Effort,
-    *, is_prefill: bool,
-) -> Row:  # fmt: skip
-    options = {"batch": batch, "context": CONTEXT, "workers": WORKERS, "device": "cpu"}
-    with LanguageModel(folder, **options) as model:  # type: ignore[arg-type]  # of several types
-        prompt = model.tokenizer.encode(TEXT)
-        if is_prefill:
-            prompt = (prompt * PROMPT_TOKENS)[:PROMPT_TOKENS]
-        count = 1 if is_prefill else TOKENS
-        prompts = [prompt] * batch
-
-        def ours() -> float:
-            model.generate(prompts, max_new_tokens=count)
-            timing = model.timing
-            return timing.prefill_s + timing.decode_s if is_prefill else timing.decode_s
-
-        own_s, peer_s = _in_turn(ours, partial(_peer_s, peer, prompts, is_prefill), peer, effort)
-        floor = _floor(model, peaks, is_prefill=is_prefill)
-        if is_prefill:
-            figures = own_s * MS, None if peer_s is None else peer_s * MS, floor * MS
-            return _filled(name, "ms", peer, figures, is_faster_less=True)
-        assert model.timing.turns == TOKENS, "the text ended before its last token was measured"
-        rate = batch * TOKENS
-        figures = rate / own_s, None if peer_s is None else rate / peer_s, batch * floor
-        return _filled(name, "tokens/s", peer, figures, is_faster_less=False)
+def _first_row(answer: Message) -> list[int]:
+    rows = answer["tokens"]
+    assert isinstance(rows, list)
+    return list(rows[0])
 
 
-def _filled(
-    name: str, unit: str, peer: Child, figures: tuple[float, float | None, float],
-    *, is_faster_less: bool,
-) -> Row:  # fmt: skip
-    ours, theirs, floor = figures
-    ratio = None if theirs is None else theirs / ours if is_faster_less else ours / theirs
-    of_floor = floor / ours if is_faster_less else ours / floor
-    name_of_peer = None if theirs is None else peer.name
+def check_text(peer: Child, prompt: Sequence[int], tokens: Sequence[int]) -> None:
+    """Refuse a peer that would write something else than ours, but where two tokens nearly tie.
+
+    Raises:
+        ArithmeticError: if the peer thinks one of our tokens too unlikely.
+    """
+    gaps = peer.ask({"text": [*prompt, *tokens], "start": len(prompt)})["gaps"]
+    assert isinstance(gaps, list)
+    worst = max(gaps)
+    if not worst <= NEAR_TIE:
+        raise ArithmeticError(
+            f"{peer.name}: our token {gaps.index(worst)} is {worst:.1%} of the largest logit below "
+            f"its own, wanted at most {NEAR_TIE:.0%}; the two do not compute the same model"
+        )
+
+
+def _rows(case: Case, times: Mapping[Case, _Times], names: Mapping[str, str]) -> list[Row]:
+    """A row per peer, and one beside another case of ours; one by itself where there is neither."""
+    own = times[case]
+    rows = [_row(case, own, (names[name], case, turns)) for name, turns in own.peers.items()]
+    if case.over is not None and case.over in times:
+        rows.append(_row(case, own, (case.over.title, case.over, times[case.over].ours)))
+    return rows or [_row(case, own, None)]
+
+
+def _row(case: Case, own: _Times, other: tuple[str, Case, Turns] | None) -> Row:
+    """Medians of all turns but the first one; ratios are medians of each turn's."""
+    ours, floor = (np.array(turns[1:]) for turns in (own.ours, own.floor))
+    name = peer = ratio = None
+    if other is not None:
+        name, of, turns = other
+        seconds = np.array(turns[1:])
+        peer = of.shown(float(np.median(seconds)))
+        ratio = float(np.median(seconds / ours)) * case.tokens / of.tokens
     return Row(
-        "decode", name, DTYPE, 1, WORKERS, unit, ours, name_of_peer, theirs, ratio, floor, of_floor
+        bench="decode",
+        case=case.name,
+        dtype=case.dtype,
+        ranks=case.ranks,
+        workers=case.workers,
+        unit="ms" if case.is_prefill else "tokens/s",
+        ours=case.shown(float(np.median(ours))),
+        peer_name=name,
+        peer=peer,
+        ratio=ratio,
+        floor=case.shown(float(np.median(floor))),
+        of_floor=float(np.median(floor / ours)),
     )
-
-
-def _peer_s(peer: Child, prompts: list[list[int]], is_prefill: bool) -> float:
-    """Seconds of the peer for what ours is timed for: the prompt, or the tokens without it."""
-    if is_prefill:
-        return peer.seconds({"tokens": prompts})
-    first_s = peer.seconds({"tokens": prompts, "count": 1})
-    return peer.seconds({"tokens": prompts, "count": 1 + TOKENS}) - first_s
-
-
-def _in_turn(
-    ours: Callable[[], float], theirs: Callable[[], float], peer: Child, effort: Effort
-) -> tuple[float, float | None]:
-    """Medians of rounds that take turns; a first round is not counted."""
-    own_s, peer_s = [], []
-    for _ in range(effort.rounds + 1):
-        rest()
-        own_s.append(ours())
-        if peer.name is not None:
-            rest()
-            peer_s.append(theirs())
-    return float(np.median(own_s[1:])), float(np.median(peer_s[1:])) if peer_s else None
-
-
-def _floor(model: LanguageModel, peaks: Peaks, *, is_prefill: bool) -> float:
-    """Turns per second, by reading all weights in each; or seconds for a prompt's arithmetic."""
-    weights = model.llama.params_dict()
-    if is_prefill:
-        # The table of embeddings is looked up, and the head has one row.
-        inner = sum(prod(w.shape) for name, w in weights.items() if "layers." in name)
-        return 2.0 * inner * PROMPT_TOKENS / peaks.operations_per_s(DTYPE, WORKERS)
-    size = sum(prod(w.shape) * as_dtype(w.dtype).itemsize for w in weights.values())
-    return peaks.read_per_s(size, WORKERS) / size

@@ -55,10 +55,18 @@ class Peaks:
         """Bytes per second, read and written, when all workers copy this much again and again."""
         return self._memory_rate(size_bytes, workers, ("copy", "stream"), 2)
 
+    def reader(self, size_bytes: int, workers: int) -> Callable[[], float]:
+        """A call that returns bytes per second, as `read_per_s`, of memory that stays the same."""
+        part = _part_bytes(size_bytes, workers)
+        memory = _aligned(part * workers)
+        parts = [(memory.ctypes.data + w * part, 0, part) for w in range(workers)]
+        # The array has to live as long as the call.
+        return lambda: self._best_rate("read", parts, memory.nbytes)
+
     def _memory_rate(
         self, size_bytes: int, workers: int, kinds: Sequence[str], passes: int
     ) -> float:
-        part = max(size_bytes // workers // BLOCK_BYTES, 1) * BLOCK_BYTES
+        part = _part_bytes(size_bytes, workers)
         source, target = (_aligned(part * workers) for _ in range(2))
         parts = [
             (source.ctypes.data + w * part, target.ctypes.data + w * part, part)
@@ -74,6 +82,10 @@ class Peaks:
         turns = self._effort.count(once)
         best = min(_together(function, arguments, turns) for _ in range(self._effort.rounds))
         return amount * turns / best
+
+
+def _part_bytes(size_bytes: int, workers: int) -> int:
+    return max(size_bytes // workers // BLOCK_BYTES, 1) * BLOCK_BYTES
 
 
 def _aligned(size_bytes: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ark_dist.bench.cases import CHAIN_FACTOR, LAYERNORM_EPS, RMSNORM_EPS, Array, Case
-from ark_dist.bench.child import Child
+from ark_dist.bench.child import Child, Message, open_answers
 from ark_dist.bench.timing import Effort, rest, seconds_per_call
 
 if TYPE_CHECKING:
@@ -137,17 +137,16 @@ def _prepared(case: Case) -> tuple[Callable[[], torch.Tensor], float]:
 
 def main(threads: int) -> None:
     """Answer questions until there are no more."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what torch prints is no answer
+    send = open_answers()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     try:
         import torch
     except ImportError:
-        answers.write('{"name": null}\n')
+        send({"name": None})
         return
     torch.set_num_threads(threads)
-    answers.write(json.dumps({"name": f"torch {torch.__version__}"}) + "\n")
+    send({"name": f"torch {torch.__version__}"})
     way: Callable[[], object] | None = None
     with torch.inference_mode():
         for line in sys.stdin:
@@ -161,11 +160,11 @@ def main(threads: int) -> None:
                 else:
                     assert way is not None, "nothing was prepared"
                     seconds = seconds_per_call(way, question["count"])
-                answer: dict[str, object] = {"seconds": seconds}
+                answer: Message = {"seconds": seconds}
             except (AttributeError, TypeError, RuntimeError, ArithmeticError) as error:
                 answer = {"problem": str(error)}
             rest()
-            answers.write(json.dumps(answer) + "\n")
+            send(answer)
 
 
 if __name__ == "__main__":

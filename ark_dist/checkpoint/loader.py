@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -77,6 +77,7 @@ def load_slices(
     is_strict: bool = True,
     is_cast: bool = False,
     prefix: str = "",
+    unused: Collection[str] = (),
     is_shown: bool = False,
     rank: int = 0,
     agree: Agree = alone,
@@ -92,6 +93,7 @@ def load_slices(
         is_strict: all names must be there, and none that no rank wants.
         is_cast: convert tensors of another dtype.
         prefix: names of the checkpoint that do not start with it are left alone.
+        unused: names, with the prefix, that may be there besides.
         is_shown: show how far it is; for one rank.
         rank: this rank.
         agree: gives a text to all ranks, and returns what each of them gave.
@@ -103,7 +105,7 @@ def load_slices(
         StateDictError: with everything of all ranks that does not fit; nothing was written.
         ShardCorruptError: for a file that turns out to be damaged; a part may be written.
     """
-    report = together(agree, lambda: _look(checkpoint, wanted, is_cast, prefix))
+    report = together(agree, lambda: _look(checkpoint, wanted, is_cast, prefix, unused))
     report = merge_reports(share(agree, report.dump()))
     problems = report.problems(is_strict)
     if problems:
@@ -114,7 +116,11 @@ def load_slices(
 
 
 def _look(
-    checkpoint: Checkpoint, wanted: Mapping[str, Wanted], is_cast: bool, prefix: str
+    checkpoint: Checkpoint,
+    wanted: Mapping[str, Wanted],
+    is_cast: bool,
+    prefix: str,
+    unused: Collection[str],
 ) -> Report:
     shapes, dtypes, ties = [], [], []
     first_names: dict[Hashable, str] = {}
@@ -132,7 +138,7 @@ def _look(
             ties.append(f"{first} and {name}")
     return Report(
         tuple(n for n, w in wanted.items() if w.memory not in loaded),
-        tuple(unexpected_names(checkpoint.tensors, wanted, prefix)),
+        tuple(unexpected_names(checkpoint.tensors, {*wanted, *unused}, prefix)),
         tuple(shapes),
         tuple(dtypes),
         tuple(ties),

@@ -14,7 +14,6 @@ from pathlib import Path
 from ark_dist.checkpoint.atomic import replacing, sync_folder
 from ark_dist.checkpoint.progress import shown_progress
 from ark_dist.checkpoint.saver import MAX_SHARD_BYTES, save_checkpoint
-from ark_dist.checkpoint.shards import Layout
 from ark_dist.convert.bpe import (
     Vocabulary,
     build_tokenizer,
@@ -24,13 +23,12 @@ from ark_dist.convert.bpe import (
 )
 from ark_dist.convert.gguf_file import Gguf, open_gguf
 from ark_dist.convert.llama import LlamaSizes, Source, check_tensors, read_sizes, read_tensor
-from ark_dist.core.dtype import DTYPES
+from ark_dist.convert.weights import BESIDE_INT8, TARGET_DTYPES, TORCH_DTYPES, Weights
+from ark_dist.core.dtype import INT8
 from ark_dist.core.errors import CheckpointError, ShardCorruptError
+from ark_dist.models import quantization as quantization_config
 from ark_dist.optional import require
 from ark_dist.safetensors_file import Array
-
-# Names of Hugging Face for ours.
-TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,8 @@ def convert_gguf(
     """Write a Llama in GGUF as a Hugging Face folder: configuration, weights and tokenizer.
 
     The folder is made under another name beside its place and renamed when it is complete. Its
-    weights are dequantized and rounded to nearest in `dtype`: "bf16", "fp16" or "fp32".
+    weights are dequantized and rounded to nearest in `dtype`: "bf16", "fp16" or "fp32". With "int8"
+    matrices are, with a scale per row in fp32, and all else is in bf16.
 
     Args:
         source: the GGUF file.
@@ -70,15 +69,15 @@ def convert_gguf(
         CheckpointError: for a file that is damaged, not a Llama or not byte-level BPE, and for a
             folder that can't be written.
     """
-    if dtype not in TORCH_DTYPES:
-        raise ValueError(f"convert: dtype is {dtype!r}; it must be {', '.join(TORCH_DTYPES)}")
+    if dtype not in TARGET_DTYPES:
+        raise ValueError(f"convert: dtype is {dtype!r}; it must be {', '.join(TARGET_DTYPES)}")
     require("tokenizers", "converting a tokenizer")
     place = _checked_place(Path(target))
     with open_gguf(source) as gguf:
         vocabulary = read_vocabulary(gguf)
         sizes = read_sizes(gguf, len(vocabulary.tokens))
         sources = check_tensors(gguf, sizes)
-        texts = _config_texts(gguf.path, sizes, vocabulary, TORCH_DTYPES[dtype])
+        texts = _config_texts(gguf.path, sizes, vocabulary, dtype)
         with _making(place) as folder:
             size_bytes = _write_weights(folder, gguf, sources, dtype, max_shard_bytes, is_shown)
             _write_texts(folder, texts)
@@ -86,7 +85,7 @@ def convert_gguf(
 
 
 def _config_texts(
-    path: str, sizes: LlamaSizes, vocabulary: Vocabulary, torch_dtype: str
+    path: str, sizes: LlamaSizes, vocabulary: Vocabulary, dtype: str
 ) -> dict[str, str]:
     """Return the small files of the folder by name."""
     try:
@@ -98,7 +97,7 @@ def _config_texts(
     tables = {
         "tokenizer_config.json": tokenizer_config(vocabulary, sizes.max_position_embeddings),
         "generation_config.json": generation_config(vocabulary),
-        "config.json": _model_config(sizes, vocabulary, torch_dtype),
+        "config.json": _model_config(sizes, vocabulary, dtype),
     }
     return {"tokenizer.json": tokenizer, **{name: _text(each) for name, each in tables.items()}}
 
@@ -118,22 +117,23 @@ def _write_weights(
     is_shown: bool,
 ) -> int:
     """Write index and weights; return their bytes."""
-    wanted = DTYPES[dtype].numpy
-    layouts = {name: Layout(source.shape, wanted) for name, source in sources.items()}
-    size_bytes = sum(layout.size_bytes for layout in layouts.values())
-    with shown_progress("converting", size_bytes, is_shown) as advance:
+    shapes = {name: source.shape for name, source in sources.items()}
+    weights = Weights(shapes, lambda name, wanted: read_tensor(gguf, sources[name], wanted), dtype)
+    with shown_progress("converting", weights.size_bytes, is_shown) as advance:
 
         def gather(name: str) -> Array:
-            array = read_tensor(gguf, sources[name], wanted)
+            array = weights.read(name)
             advance(array.nbytes)
             return array
 
-        save_checkpoint(folder, layouts, gather, max_shard_bytes=max_shard_bytes)
-    return size_bytes
+        save_checkpoint(folder, weights.layouts, gather, max_shard_bytes=max_shard_bytes)
+    return weights.size_bytes
 
 
-def _model_config(sizes: LlamaSizes, vocabulary: Vocabulary, torch_dtype: str) -> dict[str, object]:
+def _model_config(sizes: LlamaSizes, vocabulary: Vocabulary, dtype: str) -> dict[str, object]:
     """Return what config.json holds."""
+    is_int8 = dtype == INT8.name
+    quantization = {quantization_config.KEY: quantization_config.INT8} if is_int8 else {}
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -141,7 +141,8 @@ def _model_config(sizes: LlamaSizes, vocabulary: Vocabulary, torch_dtype: str) -
         "mlp_bias": False,
         "hidden_act": "silu",
         "rope_scaling": None,
-        "torch_dtype": torch_dtype,
+        "torch_dtype": TORCH_DTYPES[BESIDE_INT8 if is_int8 else dtype],
+        **quantization,
         **asdict(sizes),
         **generation_config(vocabulary),
     }

@@ -210,3 +210,10 @@ def unweave(rows: Array, heads: int) -> Array:
     count, columns = rows.shape
     pairs = rows.reshape(heads, count // heads // 2, 2, columns)
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(count, columns)
+
+
+def weave(rows: Array, heads: int) -> Array:
+    """Put the rows of each head's halves in turn: Hugging Face's order to GGUF's."""
+    count, columns = rows.shape
+    halves = rows.reshape(heads, 2, count // heads // 2, columns)
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(count, columns)

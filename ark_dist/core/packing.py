@@ -5,17 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from ark_dist.core.dtype import FLOATS, DType
+from ark_dist.core.dtype import FLOATS, INT8, DType
 from ark_dist.core.op import Array
 from ark_dist.core.shape import Box, Shape, box_shape, full_box, row_major_strides
 from ark_dist.core.view import View
 
 # Columns of a panel: as many fp32 products as the widest registers hold.
 PANEL_WIDTH = 16
-# Each column of a panel has 4 bytes of K after one another: one fp32, or two of 16 bits.
+# Each column of a panel has 4 bytes of K after one another: one fp32, two of 16 bits, or 4 int8.
 GROUP_BYTES = 4
 # A matrix's logical dimensions are (K, N) or (N, K); K is contracted, N are columns of the product.
 PACKINGS = ("panels", "panels_t")
+PACKED_DTYPES = (*FLOATS, INT8.name)
 
 
 def group_elems(dtype: DType) -> int:
@@ -27,8 +28,8 @@ def packing_problem(packing: str, shape: Shape, dtype: DType) -> str | None:
     """Why a tensor can't be stored in a packing, or None."""
     if packing not in PACKINGS:
         return f"packing {packing!r} is not one of {PACKINGS}"
-    if len(shape) < 2 or dtype.name not in FLOATS:
-        return f"packing {packing!r} is for matrices of {', '.join(FLOATS)}"
+    if len(shape) < 2 or dtype.name not in PACKED_DTYPES:
+        return f"packing {packing!r} is for matrices of {', '.join(PACKED_DTYPES)}"
     return None
 
 

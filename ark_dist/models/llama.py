@@ -13,7 +13,7 @@ from ark_dist.core.errors import ConfigError
 from ark_dist.mesh import Mesh
 from ark_dist.model import Model
 from ark_dist.models.llama_config import LlamaConfig
-from ark_dist.models.llama_layers import Body, Linear, Place, Step, rope_table
+from ark_dist.models.llama_layers import Body, Head, Place, Step, rope_table
 from ark_dist.module import Module
 from ark_dist.tensors import Tensor
 
@@ -53,7 +53,7 @@ class Llama(Module):
         chunk: prompt tokens per row and turn of `prefill`.
         mesh: the Executor's. Its axis "tp" cuts heads, columns and the vocabulary, and "pp" has
             stages of layers.
-        dtype: of weights and caches; the checkpoint's if left out.
+        dtype: of weights and caches; the checkpoint's if left out. Matrices of int8 stay so.
         graph: the model to add it to; the current one if left out.
         keep_logits: let the host read `logits` after a run.
 
@@ -65,7 +65,7 @@ class Llama(Module):
         stop_tokens: state, int32 (8,) or more: tokens that end a row, the configuration's at
             first; -1 for none.
         prompt, lengths, starts: inputs of `prefill`, which `set_prompts` writes.
-        logits: (B, vocabulary), the latest logits of `decode`.
+        logits: fp32 (B, vocabulary), the latest logits of `decode`.
 
     Raises:
         ValueError: for a batch, context or chunk out of range.
@@ -107,10 +107,8 @@ class Llama(Module):
         self._ends = [RESTS] * batch
 
     def _add_head(self, place: Place) -> None:
-        config = self.config
-        if not config.tie_word_embeddings:
-            sizes = config.hidden_size, config.vocab_size
-            self.lm_head = Linear(place.inner("lm_head"), *sizes, is_row_cut=True)
+        if not self.config.tie_word_embeddings:
+            self.lm_head = Head(place.inner("lm_head"))
 
     def _add_state(self) -> None:
         graph, batch = self.graph, self.batch
@@ -177,9 +175,7 @@ class Llama(Module):
 
     def _head(self, row: Tensor) -> Tensor:
         if self.config.tie_word_embeddings:
-            return ops.matmul(
-                row, self.model.embed_tokens.weight, transpose_other=True, name="logits"
-            )
+            return self.model.embed_tokens.product(row, FP32)
         logits: Tensor = self.lm_head(row)
         return logits
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeGuard
 
-from ark_dist.core.errors import CheckpointError, ModelConfigError
-from ark_dist.json_file import read_json
+from ark_dist.models.config_file import FILE, Keys, is_int, keys_of, read_config
+from ark_dist.models.quantization import is_int8
 
-FILE = "config.json"
 ARCHITECTURES = ("LlamaForCausalLM",)
-DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 # What transformers takes where the file says nothing.
 THETA, EPS, CONTEXT = 10000.0, 1e-6, 2048
-MAX_BYTES = 1 << 20
-MAX_SIZE = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +31,7 @@ class LlamaConfig:
         rope_theta: base of the rotary embedding's wave lengths.
         tie_word_embeddings: whether the head is the table of embeddings.
         dtype: of the weights: "bf16", "fp16" or "fp32".
+        is_int8: whether all matrices, embeddings included, are int8 with a scale per row.
         eos_token_ids: tokens that end a text.
     """
 
@@ -54,6 +48,7 @@ class LlamaConfig:
     tie_word_embeddings: bool
     dtype: str
     eos_token_ids: tuple[int, ...]
+    is_int8: bool = False
 
 
 def read_llama_config(folder: str | os.PathLike[str]) -> LlamaConfig:
@@ -62,17 +57,8 @@ def read_llama_config(folder: str | os.PathLike[str]) -> LlamaConfig:
     Raises:
         ModelConfigError: if it is missing, damaged, or of a model that is not supported.
     """
-    path = Path(folder) / FILE
-    try:
-        table = read_json(path, max_bytes=MAX_BYTES)
-    except OSError as error:
-        raise ModelConfigError(
-            f"{path}: can't be read ({error.strerror}); wanted a model's folder as Hugging Face "
-            f"has it, with {FILE} and safetensors files"
-        ) from None
-    except CheckpointError as error:
-        raise ModelConfigError(str(error)) from None
-    return llama_config(table, str(path))
+    keys = read_config(folder)
+    return llama_config(keys.table, keys.source)
 
 
 def llama_config(table: object, source: str = FILE) -> LlamaConfig:
@@ -82,9 +68,7 @@ def llama_config(table: object, source: str = FILE) -> LlamaConfig:
         ModelConfigError: for an unknown architecture, a missing key, a bad value, or a rotary
             embedding or bias that is not supported.
     """
-    if not isinstance(table, Mapping):
-        raise ModelConfigError(f"{source}: holds a {type(table).__name__}, wanted an object")
-    keys = _Keys(table, source)
+    keys = keys_of(table, source)
     _check_supported(keys)
     hidden, heads = keys.size("hidden_size"), keys.size("num_attention_heads")
     vocabulary = keys.size("vocab_size")
@@ -95,14 +79,14 @@ def llama_config(table: object, source: str = FILE) -> LlamaConfig:
             "wanted a multiple of it"
         )
     depth = keys.size("head_dim", max(hidden // heads, 1))
-    if depth % 2 or ("head_dim" not in table and hidden % heads):
+    if depth % 2 or ("head_dim" not in keys.table and hidden % heads):
         raise keys.error(
             f"heads of {depth} elements ({heads} of hidden_size {hidden}), wanted an even size"
         )
     return LlamaConfig(
         hidden_size=hidden,
         intermediate_size=keys.size("intermediate_size"),
-        num_hidden_layers=keys.size("num_hidden_layers"),
+        num_hidden_layers=keys.layers(),
         num_attention_heads=heads,
         num_key_value_heads=groups,
         head_dim=depth,
@@ -111,98 +95,48 @@ def llama_config(table: object, source: str = FILE) -> LlamaConfig:
         rms_norm_eps=keys.number("rms_norm_eps", EPS),
         rope_theta=_theta(keys),
         tie_word_embeddings=keys.flag("tie_word_embeddings"),
-        dtype=_dtype(keys),
+        dtype=keys.dtype(),
         eos_token_ids=_eos(keys, vocabulary),
+        is_int8=is_int8(keys.table.get("quantization_config"), source),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Keys:
-    """Typed access to the file's keys; null is as good as missing."""
-
-    table: Mapping[str, object]
-    source: str
-
-    def error(self, what: str) -> ModelConfigError:
-        return ModelConfigError(f"{self.source}: {what}")
-
-    def size(self, name: str, default: int | None = None) -> int:
-        value = self.table.get(name)
-        if value is None:
-            value = default
-        if value is None:
-            raise self.error(f"{name} is missing; wanted a number, as in a Llama's {FILE}")
-        if not _is_int(value) or not 0 < value <= MAX_SIZE:
-            raise self.error(f"{name} is {value!r}, wanted a whole number from 1 to {MAX_SIZE}")
-        return value
-
-    def number(self, name: str, default: float) -> float:
-        value = self.table.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise self.error(f"{name} is {value!r}, wanted a number")
-        if not 0 < value < math.inf:
-            raise self.error(f"{name} is {value!r}, wanted a number above 0")
-        return float(value)
-
-    def flag(self, name: str) -> bool:
-        value = self.table.get(name)
-        if value is not None and not isinstance(value, bool):
-            raise self.error(f"{name} is {value!r}, wanted true or false")
-        return bool(value)
-
-
-def _is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_supported(keys: _Keys) -> None:
+def _check_supported(keys: Keys) -> None:
     """Refuse what the model would compute differently."""
-    found = keys.table.get("architectures")
-    names = found if isinstance(found, list) else [found]
-    if not any(name in ARCHITECTURES for name in names):
-        raise keys.error(
-            f"architectures is {found!r}, wanted one of {', '.join(ARCHITECTURES)}; "
-            "other models are not supported"
-        )
+    keys.check_architecture(*ARCHITECTURES)
     for name in ("attention_bias", "mlp_bias"):
         if keys.flag(name):
             raise keys.error(f"{name} is true; layers with a bias are not supported")
     act = keys.table.get("hidden_act", "silu")
     if act != "silu":
-        raise keys.error(f"hidden_act is {act!r}; only 'silu' is supported")
+        raise keys.error(f"hidden_act is {act!r:.80}; only 'silu' is supported")
 
 
-def _theta(keys: _Keys) -> float:
+def _theta(keys: Keys) -> float:
     """The base of the wave lengths; transformers 5 has it under rope_parameters."""
     for name in ("rope_parameters", "rope_scaling"):
         rope = keys.table.get(name)
         if rope is None:
             continue
         if not isinstance(rope, Mapping):
-            raise keys.error(f"{name} is {rope!r}, wanted an object or null")
+            raise keys.error(f"{name} is {rope!r:.80}, wanted an object or null")
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
             raise keys.error(
-                f"{name} is of type {kind!r}; rotary embeddings are supported without scaling only"
+                f"{name} is of type {kind!r:.80}; rotary embeddings are supported without "
+                "scaling only"
             )
         if "rope_theta" in rope:
-            return _Keys(rope, f"{keys.source}: {name}").number("rope_theta", THETA)
+            return Keys(rope, f"{keys.source}: {name}").number("rope_theta", THETA)
     return keys.number("rope_theta", THETA)
 
 
-def _dtype(keys: _Keys) -> str:
-    found = keys.table.get("dtype", keys.table.get("torch_dtype")) or "float32"
-    if not isinstance(found, str) or found not in DTYPES:
-        raise keys.error(f"torch_dtype is {found!r}, wanted one of {', '.join(DTYPES)}")
-    return DTYPES[found]
-
-
-def _eos(keys: _Keys, vocabulary: int) -> tuple[int, ...]:
+def _eos(keys: Keys, vocabulary: int) -> tuple[int, ...]:
     found = keys.table.get("eos_token_id")
     tokens = found if isinstance(found, list) else [] if found is None else [found]
     for token in tokens:
-        if not _is_int(token) or not 0 <= token < vocabulary:
-            raise keys.error(f"eos_token_id is {found!r}, wanted tokens from 0 to {vocabulary - 1}")
+        if not is_int(token) or not 0 <= token < vocabulary:
+            raise keys.error(
+                f"eos_token_id is {found!r:.80}, wanted tokens from 0 to {vocabulary - 1}"
+            )
     return tuple(tokens)

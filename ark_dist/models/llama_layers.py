@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ark_dist import ops
-from ark_dist.core.dtype import FP32
+from ark_dist.core.dtype import FP32, INT8, DType
 from ark_dist.core.layout import P
 from ark_dist.model import Model
 from ark_dist.models.llama_config import LlamaConfig
@@ -34,7 +34,7 @@ class Place:
         config: the model's sizes.
         batch: rows of the batch.
         capacity: positions that the caches have.
-        dtype: of weights and caches.
+        dtype: of weights and caches; int8 weights are multiplied by it.
         cut: the mesh axis that cuts heads, columns and words; None where there is none.
         name: the module's dotted name, as checkpoints have it.
     """
@@ -55,8 +55,16 @@ class Place:
         )
 
     def weight(self, shape: tuple[int, ...], shard: P | None = None) -> Parameter:
-        """A weight."""
-        return self.graph.parameter(shape, self.dtype, name=f"{self.name}.weight", shard=shard)
+        """A weight; a matrix may be of int8."""
+        dtype = INT8 if len(shape) > 1 and self.config.is_int8 else self.dtype
+        return self.graph.parameter(shape, dtype, name=f"{self.name}.weight", shard=shard)
+
+    def scale(self, rows: int, cut: str | None) -> Parameter | None:
+        """What the rows of an int8 matrix are multiples of; None where it is none."""
+        if not self.config.is_int8:
+            return None
+        name = f"{self.name}.weight_scale"
+        return self.graph.parameter((rows, 1), FP32, name=name, shard=P(cut, None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,31 +95,57 @@ class Norm(Module):
         return ops.rmsnorm(x, self.weight, eps=self.eps)
 
 
-class Linear(Module):
-    """A product with a weight of shape (out, in), of which ranks have rows or columns."""
+class Matrix(Module):
+    """A weight of shape (out, in), of which ranks have rows or columns.
+
+    One of int8 has a scale of shape (out, 1): row i stands for scale[i] * weight[i].
+    """
 
     def __init__(self, place: Place, inputs: int, outputs: int, *, is_row_cut: bool) -> None:
         super().__init__()
         cut = place.cut
         shard = P(cut, None) if is_row_cut else P(None, cut)
         self.weight = place.weight((outputs, inputs), shard)
+        self.weight_scale = place.scale(outputs, cut if is_row_cut else None)
+
+    def product(self, x: Tensor, dtype: DType) -> Tensor:
+        """Return x weight^T, rounded once."""
+        if self.weight_scale is None:
+            return ops.matmul(x, self.weight, transpose_other=True, dtype=dtype)
+        units = ops.matmul(x, self.weight, transpose_other=True, dtype=FP32)
+        product = units * self.weight_scale.reshape(-1)
+        return product if dtype is FP32 else ops.cast(product, dtype)
+
+
+class Linear(Matrix):
+    """A product with a matrix, in the dtype of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x weight^T."""
-        return ops.matmul(x, self.weight, transpose_other=True)
+        return self.product(x, x.dtype)
 
 
-class Embedding(Module):
-    """A table with one row per token, of which ranks have some rows each."""
+class Head(Matrix):
+    """Logits of all words; in fp32, since near ones round to the same number of 16 bits."""
 
     def __init__(self, place: Place) -> None:
-        super().__init__()
         config = place.config
-        self.weight = place.weight((config.vocab_size, config.hidden_size), P(place.cut, None))
+        super().__init__(place, config.hidden_size, config.vocab_size, is_row_cut=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, fp32 (B, vocabulary), of x (B, hidden)."""
+        return self.product(x, FP32)
+
+
+class Embedding(Head):
+    """A table with one row per token, of which ranks have some rows each; it can be the head."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the rows of the tokens, in fp32."""
-        return ops.cast(ops.embedding(tokens, self.weight), FP32)
+        rows = ops.cast(ops.embedding(tokens, self.weight), FP32)
+        if self.weight_scale is None:
+            return rows
+        return rows * ops.embedding(tokens, self.weight_scale)
 
 
 class Attention(Module):

@@ -4,18 +4,29 @@
 template <class T>
 constexpr int ark_chunk = 16 / sizeof(T);
 
+// The elements of one word.
+template <class T>
+ARK_FN void ark_unpack_word(uint32_t word, float* x) {
+  if constexpr (sizeof(T) == 4) {
+    x[0] = ark_from_bits(word);
+  } else if constexpr (sizeof(T) == 2) {
+    x[0] = ark_load<T>(__builtin_bit_cast(T, uint16_t(word)));
+    x[1] = ark_load<T>(__builtin_bit_cast(T, uint16_t(word >> 16)));
+  } else {
+    // Conversions of int8 are slow: as the last bits of 2^23 they only need a subtraction.
+    static_assert(ark_is_same<T, int8_t>, "int8");
+    word ^= 0x80808080;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      x[i] = ark_from_bits(0x4b000000 | ((word >> 8 * i) & 0xff)) - (8388608.0f + 128.0f);
+  }
+}
+
 template <class T>
 ARK_FN void ark_unpack(const gpu_vec4& v, float (&x)[ark_chunk<T>]) {
   const uint32_t words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (sizeof(T) == 4) {
-      x[i] = ark_from_bits(words[i]);
-    } else {
-      x[2 * i] = ark_load<T>(__builtin_bit_cast(T, uint16_t(words[i])));
-      x[2 * i + 1] = ark_load<T>(__builtin_bit_cast(T, uint16_t(words[i] >> 16)));
-    }
-  }
+  for (int i = 0; i < 4; ++i) ark_unpack_word<T>(words[i], x + i * (ark_chunk<T> / 4));
 }
 
 template <class T>
@@ -35,22 +46,21 @@ ARK_FN uint32_t ark_bits_or_zero(const T* from, int64_t stride, int index, int c
   if (index >= count) return 0;
   if constexpr (sizeof(T) == 4)
     return __builtin_bit_cast(uint32_t, from[index * stride]);
-  else
+  else if constexpr (sizeof(T) == 2)
     return __builtin_bit_cast(uint16_t, from[index * stride]);
+  else
+    return __builtin_bit_cast(uint8_t, from[index * stride]);
 }
 
 // The 16 bytes of a chunk of which `count` elements are there; the others are zero.
 template <class T>
 ARK_FN gpu_vec4 ark_gather_chunk(const T* from, int64_t stride, int count) {
-  uint32_t words[4];
+  constexpr int per_word = 4 / int(sizeof(T));
+  uint32_t words[4] = {};
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (sizeof(T) == 4)
-      words[i] = ark_bits_or_zero(from, stride, i, count);
-    else
-      words[i] = ark_bits_or_zero(from, stride, 2 * i, count) |
-                 ark_bits_or_zero(from, stride, 2 * i + 1, count) << 16;
-  }
+  for (int i = 0; i < ark_chunk<T>; ++i)
+    words[i / per_word] |= ark_bits_or_zero(from, stride, i, count)
+                           << 8 * int(sizeof(T)) * (i % per_word);
   return {words[0], words[1], words[2], words[3]};
 }
 

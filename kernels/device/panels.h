@@ -135,6 +135,47 @@ struct ark_staged {
   }
 };
 
+// A panel of int8, of which tensor cores read T: it comes through registers too.
+template <class T, class Panel>
+struct ark_widened {
+  uint32_t held[Panel::per_thread][2];
+
+  ARK_FN void read(const Panel& panel, int row0, int column0) {
+    if (!panel.is_whole) return;
+#pragma unroll
+    for (int i = 0; i < Panel::per_thread; ++i) {
+      const int c = Panel::chunk(i);
+      const int row = row0 + Panel::row(c), column = column0 + Panel::column(c);
+      const bool is_here = Panel::has(c) && panel.is_inside(row, column);
+      const uint32_t* words = reinterpret_cast<const uint32_t*>(panel.at(row, column));
+#pragma unroll
+      for (int h = 0; h < 2; ++h) held[i][h] = is_here ? words[h] : 0;
+    }
+  }
+
+  ARK_FN void store(const Panel& panel, char* to, int row0, int column0) const {
+    const auto finish = [&](int c, uint32_t first, uint32_t second) {
+      float x[8];
+      ark_unpack_word<int8_t>(first, x);
+      ark_unpack_word<int8_t>(second, x + 4);
+      *reinterpret_cast<gpu_vec4*>(Panel::place(to, c)) = {
+          ark_pack<T>(x[0], x[1]), ark_pack<T>(x[2], x[3]), ark_pack<T>(x[4], x[5]),
+          ark_pack<T>(x[6], x[7])};
+    };
+    if (panel.is_whole) {
+#pragma unroll
+      for (int i = 0; i < Panel::per_thread; ++i)
+        if (Panel::has(Panel::chunk(i))) finish(Panel::chunk(i), held[i][0], held[i][1]);
+    } else {
+#pragma unroll 1
+      for (int c = Panel::chunk(0); c < Panel::chunks; c += int(ARK_CONSUMERS)) {
+        const gpu_vec4 bits = panel.gather(row0 + Panel::row(c), column0 + Panel::column(c));
+        finish(c, bits.x, bits.y);
+      }
+    }
+  }
+};
+
 // Start to multiply what one stage holds, by warp groups; the step before is done on return.
 template <class T, class Tile>
 ARK_FN void ark_group_step(float (&sums)[Tile::warp_m / 16][Tile::warp_n / 8][4], const char* a,

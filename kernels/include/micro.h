@@ -18,6 +18,13 @@ constexpr int ARK_PANEL_VECTORS = ARK_PANEL / ARK_VECTOR;
 // fit the registers (32 with AVX-512, else 16).
 constexpr int ARK_MICRO_ROWS = 6;
 constexpr int ARK_MICRO_PANELS = ARK_VECTOR == 16 ? 4 : 1;
+// Those of a tall one, for up to 16 rows: B comes from memory then, and is read as few times and in
+// as few streams as can be.
+constexpr int ARK_TALL_ROWS = ARK_VECTOR == 16 ? 8 : ARK_MICRO_ROWS;
+constexpr int ARK_TALL_PANELS = ARK_VECTOR == 16 ? 2 : 1;
+constexpr int64_t ARK_TALL_MOST = 16;
+// Rows whose sums leave room for what widens many panels.
+constexpr int ARK_WIDENED_ROWS = ARK_VECTOR == 16 ? 4 : ARK_MICRO_ROWS;
 // Columns that go through the epilogue at a time.
 constexpr int64_t ARK_COLUMNS = 64;
 ARK_FN int64_t ark_whole(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
@@ -125,18 +132,31 @@ ARK_FN void ark_widen_panel(float* to, const T* from) {
 
 // Take 16 pairs apart and widen them.
 template <class T>
-ARK_FN void ark_matmul_unzip(float* even, float* odd, const T* pairs) {
+ARK_FN void ark_matmul_unzip(float (*rows)[ARK_PANEL], const T* pairs) {
   const ark_words words = *reinterpret_cast<const ark_words*>(pairs);
   if constexpr (ark_is_same<T, ark_bf16>) {
-    *reinterpret_cast<ark_words*>(even) = words << 16;
-    *reinterpret_cast<ark_words*>(odd) = words & 0xffff0000;
+    *reinterpret_cast<ark_words*>(rows[0]) = words << 16;
+    *reinterpret_cast<ark_words*>(rows[1]) = words & 0xffff0000;
   } else {
     T low[ARK_PANEL], high[ARK_PANEL];
     *reinterpret_cast<ark_upper_halves*>(low) = __builtin_convertvector(words, ark_upper_halves);
     *reinterpret_cast<ark_upper_halves*>(high) =
         __builtin_convertvector(words >> 16, ark_upper_halves);
-    ark_widen_panel(even, low);
-    ark_widen_panel(odd, high);
+    ark_widen_panel(rows[0], low);
+    ark_widen_panel(rows[1], high);
+  }
+}
+
+// Copy a packed panel into one of elements E; the last pair or group is a whole one.
+template <class E, class T>
+ARK_FN void ark_matmul_widen_panel(E* to, const T* from, int64_t depth) {
+  constexpr int group = ARK_PAIR<T>, pair = ARK_PAIR<E>;
+  for (int64_t p = 0; p < depth; p += group, from += group * ARK_PANEL, to += group * ARK_PANEL) {
+    float rows[group][ARK_PANEL];
+    ark_matmul_unzip(rows, from);
+    for (int q = 0; q < group; ++q)
+      for (int j = 0; j < ARK_PANEL; ++j)
+        to[q / pair * pair * ARK_PANEL + j * pair + q % pair] = ark_store<E>(rows[q][j]);
   }
 }
 
@@ -153,20 +173,22 @@ ARK_FN void ark_matmul_row(ark_micro_sums<ROWS, PANELS>& sums, int panel, const 
   }
 }
 
-// The same with pairs that are widened on the way.
+// The same with pairs, or groups, that are widened on the way.
 template <int ROWS, int PANELS, class T>
 ARK_FN void ark_matmul_products(ark_micro_sums<ROWS, PANELS>& sums,
                                 const ark_matmul_block<float, T>& block) {
   const float* a = block.a;
   const T* b = block.b;
-  for (int64_t left = block.depth; left > 0; left -= 2, a += 2, b += 2 * ARK_PANEL) {
+  constexpr int group = ARK_PAIR<T>;
+  for (int64_t left = block.depth; left > 0; left -= group, a += group, b += group * ARK_PANEL) {
     ark_matmul_ask<ROWS, PANELS>(b, block.panel_stride, block.ahead);
     ARK_UNROLL
     for (int panel = 0; panel < PANELS; ++panel) {
-      float even[ARK_PANEL], odd[ARK_PANEL];
-      ark_matmul_unzip(even, odd, b + panel * block.panel_stride);
-      ark_matmul_row(sums, panel, a, block.a_stride, even);
-      if (left > 1) ark_matmul_row(sums, panel, a + 1, block.a_stride, odd);
+      float rows[group][ARK_PANEL];
+      ark_matmul_unzip(rows, b + panel * block.panel_stride);
+      ARK_UNROLL
+      for (int q = 0; q < group; ++q)
+        if (q < left) ark_matmul_row(sums, panel, a + q, block.a_stride, rows[q]);
     }
   }
 }
@@ -234,23 +256,36 @@ ARK_FN void ark_matmul_rows(float* to, const ark_matmul_block<E, B>& block, int6
     ark_matmul_rows<MOST - 1, PANELS>(to, block, rows, is_first);
 }
 
-// All rows, PANELS at a time and then fewer. Micro tiles are as even as they can be: one of few
-// rows waits for its own sums.
-template <int PANELS, class E, class B>
+// All rows, PANELS at a time and then fewer, MOST rows at most in a micro tile. These are as even
+// as they can be: one of few rows waits for its own sums.
+template <int MOST, int PANELS, class E, class B>
 ARK_FN void ark_matmul_panels(float* to, ark_matmul_block<E, B> block, int64_t rows, int64_t panels,
                               bool is_first) {
-  const int64_t tiles = (rows + ARK_MICRO_ROWS - 1) / ARK_MICRO_ROWS;
+  const int64_t tiles = (rows + MOST - 1) / MOST;
   for (; panels >= PANELS; panels -= PANELS) {
     ark_matmul_block<E, B> part = block;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
       part.ahead = tile == 0 ? PANELS * block.panel_stride : 0;
       part.a = block.a + first * block.a_stride;
-      ark_matmul_rows<ARK_MICRO_ROWS, PANELS>(to + first * ARK_COLUMNS, part, last - first,
-                                              is_first);
+      ark_matmul_rows<MOST, PANELS>(to + first * ARK_COLUMNS, part, last - first, is_first);
     }
     to += PANELS * ARK_PANEL;
     block.b += PANELS * block.panel_stride;
   }
-  if constexpr (PANELS > 1) ark_matmul_panels<PANELS / 2>(to, block, rows, panels, is_first);
+  if constexpr (PANELS > 1)
+    ark_matmul_panels<MOST, PANELS / 2>(to, block, rows, panels, is_first);
+}
+
+// The same with the micro tiles that suit so many rows.
+template <class E, class B>
+ARK_FN void ark_matmul_tiles(float* to, const ark_matmul_block<E, B>& block, int64_t rows,
+                             int64_t panels, bool is_first) {
+  // What is widened on the way takes some steps, which several panels hide.
+  if (sizeof(B) < sizeof(E) && rows <= ARK_WIDENED_ROWS)
+    ark_matmul_panels<ARK_WIDENED_ROWS, ARK_MICRO_PANELS>(to, block, rows, panels, is_first);
+  else if (rows <= ARK_TALL_MOST)
+    ark_matmul_panels<ARK_TALL_ROWS, ARK_TALL_PANELS>(to, block, rows, panels, is_first);
+  else
+    ark_matmul_panels<ARK_MICRO_ROWS, ARK_MICRO_PANELS>(to, block, rows, panels, is_first);
 }

@@ -69,19 +69,21 @@ ARK_FN void ark_tensor_finish(const float (&sums)[Tile::warp_m / 16][Tile::warp_
 
 // Brings the operands of one tile, from row i0 and column j0 on, into shared memory. A_ALONG_K: k
 // runs along the lines of A that are copied, else its rows do; the same for B.
-template <class T, class Tile, bool A_ALONG_K, bool B_ALONG_K, class Prologue>
+template <class T, class TB, class Tile, bool A_ALONG_K, bool B_ALONG_K, class Prologue>
 struct ark_tensor_feed {
   static constexpr bool is_plain = ark_is_same<Prologue, ark_matmul_no_prologue>;
+  static constexpr bool is_same = ark_is_same<T, TB>;
   typedef ark_panel<T, A_ALONG_K ? Tile::m : Tile::k, A_ALONG_K ? Tile::k : Tile::m> a_panel;
-  typedef ark_panel<T, B_ALONG_K ? Tile::n : Tile::k, B_ALONG_K ? Tile::k : Tile::n> b_panel;
+  typedef ark_panel<TB, B_ALONG_K ? Tile::n : Tile::k, B_ALONG_K ? Tile::k : Tile::n> b_panel;
   char* scratch;
   a_panel a;
   b_panel b;
   int i0, j0;
   const Prologue& prologue;
   ark_staged<T, a_panel, A_ALONG_K, Prologue> staged;
+  ark_widened<T, b_panel> widened;
 
-  ARK_FN ark_tensor_feed(char* scratch, const T* a, const T* b, const ark_matmul_shape& s, int i0,
+  ARK_FN ark_tensor_feed(char* scratch, const T* a, const TB* b, const ark_matmul_shape& s, int i0,
                          int j0, const Prologue& prologue)
       : scratch(scratch),
         a(A_ALONG_K ? a_panel(a, s.a_m, s.a_k, int(s.m), int(s.k))
@@ -98,6 +100,8 @@ struct ark_tensor_feed {
   ARK_FN char* b_stage(int step) const { return a_stage(step) + Tile::a_bytes; }
   ARK_FN int a_row(int step) const { return A_ALONG_K ? i0 : step * Tile::k; }
   ARK_FN int a_column(int step) const { return A_ALONG_K ? step * Tile::k : i0; }
+  ARK_FN int b_row(int step) const { return B_ALONG_K ? j0 : step * Tile::k; }
+  ARK_FN int b_column(int step) const { return B_ALONG_K ? step * Tile::k : j0; }
 
   // Start to bring a step,
   ARK_FN void copy(int step) {
@@ -105,22 +109,27 @@ struct ark_tensor_feed {
       a.copy(a_stage(step), a_row(step), a_column(step));
     else
       staged.read(a, a_row(step), a_column(step));
-    b.copy(b_stage(step), B_ALONG_K ? j0 : step * Tile::k, B_ALONG_K ? step * Tile::k : j0);
+    if constexpr (is_same)
+      b.copy(b_stage(step), b_row(step), b_column(step));
+    else
+      widened.read(b, b_row(step), b_column(step));
   }
   // and put there what came through registers.
   ARK_FN void store(int step) const {
     if constexpr (!is_plain)
       staged.store(a, a_stage(step), a_row(step), a_column(step), prologue);
+    if constexpr (!is_same) widened.store(b, b_stage(step), b_row(step), b_column(step));
   }
 };
 
 // One Tile from row i0, column j0 on.
-template <class T, class Tile, bool A_ALONG_K, bool B_ALONG_K, class Prologue, class Epilogue>
-ARK_FN void ark_tensor_tile_product(char* scratch, const T* a, const T* b,
+template <class T, class TB, class Tile, bool A_ALONG_K, bool B_ALONG_K, class Prologue,
+          class Epilogue>
+ARK_FN void ark_tensor_tile_product(char* scratch, const T* a, const TB* b,
                                     const ark_matmul_shape& s, int i0, int j0,
                                     const Prologue& prologue, const Epilogue& epilogue) {
-  ark_tensor_feed<T, Tile, A_ALONG_K, B_ALONG_K, Prologue> feed(scratch, a, b, s, i0, j0,
-                                                                prologue);
+  ark_tensor_feed<T, TB, Tile, A_ALONG_K, B_ALONG_K, Prologue> feed(scratch, a, b, s, i0, j0,
+                                                                    prologue);
   float sums[Tile::warp_m / 16][Tile::warp_n / 8][4] = {};
   const int steps = (int(s.k) + Tile::k - 1) / Tile::k;
   // Steps that are under way. Warp groups are still at the one before: its place is not free yet.
@@ -153,10 +162,11 @@ ARK_FN void ark_tensor_tile_product(char* scratch, const T* a, const T* b,
   ark_tensor_finish<Tile>(sums, i0, j0, int(s.m), int(s.n), epilogue);
 }
 
-// a * b for fp16 or bf16, accumulated in fp32; Tile::scratch_bytes of scratch. With a prologue
-// its result is rounded to T.
-template <class T, class Tile, bool A_ALONG_K, bool B_ALONG_K, class Prologue, class Epilogue>
-ARK_FN void ark_matmul_tensor(char* scratch, const T* a, const T* b, const ark_matmul_shape& s,
+// a * b for fp16 or bf16 and the same, or int8; accumulated in fp32; Tile::scratch_bytes of scratch.
+// With a prologue its result is rounded to T.
+template <class T, class TB, class Tile, bool A_ALONG_K, bool B_ALONG_K, class Prologue,
+          class Epilogue>
+ARK_FN void ark_matmul_tensor(char* scratch, const T* a, const TB* b, const ark_matmul_shape& s,
                               const Prologue& prologue, const Epilogue& epilogue) {
   const uint32_t offset = uint32_t(scratch - gpu_smem());
   scratch = gpu_smem() + (offset + Tile::alignment - 1) / Tile::alignment * Tile::alignment;
@@ -164,7 +174,7 @@ ARK_FN void ark_matmul_tensor(char* scratch, const T* a, const T* b, const ark_m
   for (int i0 = 0; i0 < int(s.m); i0 += Tile::m)
 #pragma unroll 1
     for (int j0 = 0; j0 < int(s.n); j0 += Tile::n)
-      ark_tensor_tile_product<T, Tile, A_ALONG_K, B_ALONG_K>(
+      ark_tensor_tile_product<T, TB, Tile, A_ALONG_K, B_ALONG_K>(
           scratch, gpu_global(a), gpu_global(b), s, i0, j0, prologue, epilogue);
 }
 

@@ -2,6 +2,7 @@
 // (core/packing.py) and other operands are copied into, block by block.
 
 #include "include/micro.h"
+#include "include/int8.h"
 #include "include/amx.h"
 
 constexpr int64_t ARK_STREAM_COLUMNS = 1024;
@@ -94,15 +95,13 @@ ARK_PART void ark_matmul_copy_b(E* to, const T* b, int64_t b_k, int64_t b_n, int
   }
 }
 
-// Copy a block of packed pairs of 16 bits into fp32 panels.
-template <class T>
-ARK_PART void ark_matmul_widen_b(float* to, const T* b, int64_t panel_stride, int64_t depth,
+// Copy a block of packed pairs, or groups, into panels of what is multiplied.
+template <class E, class T>
+ARK_PART void ark_matmul_widen_b(E* to, const T* b, int64_t panel_stride, int64_t depth,
                                  int64_t columns) {
-  for (int64_t j0 = 0; j0 < columns; j0 += ARK_PANEL, b += panel_stride) {
-    const T* pairs = b;
-    for (int64_t p = 0; p < depth; p += 2, pairs += 2 * ARK_PANEL, to += 2 * ARK_PANEL)
-      ark_matmul_unzip(to, to + ARK_PANEL, pairs);
-  }
+  const int64_t size = ark_whole(depth, ARK_PAIR<T>) * ARK_PANEL;
+  for (int64_t j0 = 0; j0 < columns; j0 += ARK_PANEL, b += panel_stride, to += size)
+    ark_matmul_widen_panel(to, b, depth);
 }
 
 ARK_FN float ark_matmul_relu(float x) { return x < 0 ? 0 : x; }
@@ -132,22 +131,29 @@ struct ark_matmul_norm {
   }
 };
 
-// Rows that vectors take, where there are tiles for more; and for which panels of a narrower type
-// are widened on the way, where more are worth a copy.
+// Rows that vectors take, where there are tiles for more.
 constexpr int64_t ARK_MATMUL_FEW = ARK_MICRO_ROWS;
+
+// Rows that read packed B in place: all, if it is as it is multiplied. A narrower type is widened
+// on the way, for each micro tile again, which bf16 from int8 is worth more often than not.
+template <class E, class T>
+constexpr int64_t ark_matmul_most_direct =
+    ark_is_same<E, T>                                                ? ARK_MATMUL_MOST_ROWS
+    : !ark_is_same<E, typename ark_matmul_types<E, T>::element>      ? 0
+    : ark_is_same<E, float>                                          ? ARK_MATMUL_FEW
+                                                                     : 3 * ARK_MICRO_ROWS;
 
 // to[rows][columns] of ARK_COLUMNS = a * b or +=; compiled once for all task functions.
 template <class E, class B>
 ARK_PART void ark_matmul_sums(float* to, const ark_matmul_block<E, B>& block, int64_t rows,
                               int64_t columns, bool is_first) {
   constexpr bool is_tiled = ark_is_same<E, B> && ark_amx_multiplies<E>;
-  constexpr bool is_vector = ark_is_same<E, ark_matmul_element<E>>;
+  constexpr bool is_vector = ark_is_same<E, typename ark_matmul_types<E, B>::element>;
   if constexpr (is_tiled)
     if (!is_vector || rows > ARK_MATMUL_FEW)
       return ark_amx_sums(to, block, rows, columns, is_first);
   if constexpr (is_vector)
-    ark_matmul_panels<ARK_MICRO_PANELS>(to, block, rows, (columns + ARK_PANEL - 1) / ARK_PANEL,
-                                        is_first);
+    ark_matmul_tiles(to, block, rows, (columns + ARK_PANEL - 1) / ARK_PANEL, is_first);
 }
 
 // A as micro tiles read it: where it is, or a copy.
@@ -167,10 +173,12 @@ ARK_FN ark_matmul_a<E> ark_matmul_left(E* copy, int64_t copy_stride, const T* a,
   return {copy, copy_stride};
 }
 
-// B as it is given, row-major or turned, or `IS_PACKED`: in panels.
-template <class T, bool IS_PACKED>
+// B as it is given, row-major or turned, or `IS_PACKED`: in panels; and what A is, once a prologue
+// has rounded it.
+template <class LEFT, class T, bool IS_PACKED>
 struct ark_matmul_b {
   typedef T type;
+  typedef ark_matmul_types<LEFT, T> types;
   static constexpr bool is_packed = IS_PACKED;
   const T* data;
 
@@ -179,7 +187,7 @@ struct ark_matmul_b {
   ARK_FN void multiply(float* sums, const ark_matmul_a<E>& left, E* copy,
                        const ark_matmul_shape& s, int64_t rows, int64_t column,
                        int64_t columns) const {
-    const bool is_direct = IS_PACKED && (ark_is_same<E, T> || rows <= ARK_MATMUL_FEW);
+    const bool is_direct = IS_PACKED && rows <= ark_matmul_most_direct<E, T>;
     const int64_t most = is_direct ? ARK_DEPTH : ARK_COPIED_DEPTH;
     for (int64_t first = 0; first == 0 || first < s.k; first += most) {
       const int64_t depth = s.k - first < most ? s.k - first : most;
@@ -243,7 +251,8 @@ ARK_FN void ark_matmul_blocks(float* scratch, const TA* a, const B& b, const ark
   float* sums = scratch;
   E* copied_b = reinterpret_cast<E*>(sums + s.rows * ARK_COLUMNS);
   E* copied_a = reinterpret_cast<E*>(sums + s.rows * ARK_COLUMNS + ARK_COLUMNS * ARK_COPIED_DEPTH);
-  const int64_t a_stride = ark_whole(s.k, ARK_PAIR<E>);
+  constexpr int pair = ARK_PAIR<E>, group = ARK_PAIR<typename B::type>;
+  const int64_t a_stride = ark_whole(s.k, pair > 1 && group > pair ? group : pair);
   for (int64_t i0 = 0; i0 < s.m; i0 += s.rows, a += s.rows * s.a_m) {
     const int64_t rows = s.m - i0 < s.rows ? s.m - i0 : s.rows;
     for (int64_t i = 0; i < rows; ++i)
@@ -260,7 +269,8 @@ ARK_FN void ark_matmul_blocks(float* scratch, const TA* a, const B& b, const ark
 template <class TA, class B, class Prologue, class Epilogue>
 ARK_FN void ark_matmul(float* scratch, const TA* a, const B& b, const ark_matmul_shape& s,
                        Prologue prologue, const Epilogue& epilogue) {
-  typedef typename B::type T;
+  typedef typename B::types types;
+  typedef typename types::type T;
   if (!B::is_packed && s.m < ARK_MATMUL_MIN_ROWS) {
     float* row = scratch + ARK_STREAM_COLUMNS;
     return ark_matmul_stream(scratch, row, a, b.data, s, prologue, epilogue);
@@ -268,5 +278,5 @@ ARK_FN void ark_matmul(float* scratch, const TA* a, const B& b, const ark_matmul
   if constexpr (ark_amx_multiplies<T>)
     if (ark_amx_has<T>() && s.m > ARK_MATMUL_FEW)
       return ark_matmul_blocks<T>(scratch, a, b, s, prologue, epilogue);
-  ark_matmul_blocks<ark_matmul_element<T>>(scratch, a, b, s, prologue, epilogue);
+  ark_matmul_blocks<typename types::element>(scratch, a, b, s, prologue, epilogue);
 }

@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from ark_dist.core.dtype import FLOATS
+from ark_dist.core.dtype import DTYPES, FLOATS, INT8, DType
 from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, Step, register
 from ark_dist.core.shape import MAX_DIMS, Box, Shape, box_shape, broadcast_shapes, full_box
 from ark_dist.core.target import Cost, Target
@@ -24,7 +24,9 @@ from ark_dist.kernels.rules import (
 
 SUMMARY = """Multiply matrices: the last two dimensions are (M, K) and (K, N), others broadcast.
 
-Products accumulate in fp32. `is_relu` replaces negative results by zero.
+Products accumulate in fp32 and are rounded to `dtype`, that of the left operand if it is left out.
+`is_relu` replaces negative results by zero. The right operand may be int8, such as quantized
+weights, whatever float the left one is; multiply the result by their scales, in fp32.
 
 `splitk` is a hint: K is cut into the largest number of equal parts that is not above it, their
 products are computed side by side in fp32, and then summed in a fixed order. With 1 a GPU may
@@ -46,8 +48,8 @@ def sizes(spec: Spec, transposed: object) -> tuple[Shape, int, int]:
 
 def result_spec(specs: Specs, attrs: Attrs) -> Spec:
     """Shape and dtype of the product; raises ValueError or TypeError."""
-    check_dtypes("matmul", FLOATS, specs)
     a, b = specs
+    check_dtypes("matmul", FLOATS, (a,) if b.dtype is INT8 else specs)
     if len(a.shape) < 2 or len(b.shape) < 2:
         raise ValueError(
             f"matmul: shapes are {a.shape} and {b.shape}; both need two dimensions, reshape first"
@@ -60,7 +62,16 @@ def result_spec(specs: Specs, attrs: Attrs) -> Spec:
         )
     if not isinstance(attrs["splitk"], int) or attrs["splitk"] < 1:
         raise ValueError(f"matmul: splitk is {attrs['splitk']!r}; it must be 1 or more")
-    return Spec((*broadcast_shapes("matmul", a_batch, b_batch), m, n), a.dtype)
+    return Spec((*broadcast_shapes("matmul", a_batch, b_batch), m, n), _dtype(a, attrs))
+
+
+def _dtype(a: Spec, attrs: Attrs) -> DType:
+    name = attrs["dtype"]
+    if name is None:
+        return a.dtype
+    if name not in FLOATS:
+        raise TypeError(f"matmul: dtype {name!r} is not supported; use {', '.join(FLOATS)}")
+    return DTYPES[str(name)]
 
 
 def in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...]:
@@ -92,20 +103,30 @@ def cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
     k = sizes(specs[0], attrs["transpose_input"])[2]
     *batch, m, n = box_shape(box)
     count = prod(batch)
-    read = (m * k + k * n) * specs[0].dtype.itemsize
+    read = m * k * specs[0].dtype.itemsize + k * n * specs[1].dtype.itemsize
     return Cost(count * (read + m * n * out.dtype.itemsize), 2 * count * m * n * k)
 
 
 def tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
     """Boxes that read as little as they can; on a GPU what one CTA multiplies at a time."""
+    has_one = prod(specs[1].shape[:-2]) == 1
     if target.kind == "cuda":
-        return gpu_boxes(out.shape, bool(attrs["transpose_other"]), target.worker_count)
-    return cut_result(out.shape, parts_worth(cost(specs, out, attrs, full_box(out.shape)), target))
+        has_lines = bool(attrs["transpose_other"])
+        return gpu_boxes(out.shape, has_lines, target.worker_count, has_one=has_one)
+    parts = parts_worth(cost(specs, out, attrs, full_box(out.shape)), target)
+    return cut_result(out.shape, parts, has_one=has_one)
 
 
-def cut_result(shape: Shape, parts: int) -> tuple[Box, ...]:
-    """Cut (..., M, N) into about `parts` boxes: whole matrices, else rows and columns."""
+def cut_result(shape: Shape, parts: int, *, has_one: bool = False) -> tuple[Box, ...]:
+    """Cut (..., M, N) into about `parts` boxes: whole matrices, else rows and columns.
+
+    `has_one`: all rows are multiplied by the same matrix, whose columns are worth cutting first.
+    """
     *batch, m, n = shape
+    if has_one:
+        rows, columns = _grid(prod(batch) * m, n, parts)
+        outer = spread((*batch, m), rows, (1,) * (len(batch) + 1))
+        return tuple((*box, column) for column in cut(n, columns, LINE_ELEMENTS) for box in outer)
     if prod(batch) >= parts:
         return spread(shape, parts, (*(1,) * len(batch), max(m, 1), max(n, 1)))
     outer = spread(tuple(batch), parts, (1,) * len(batch)) if batch else ((),)
@@ -118,14 +139,22 @@ def cut_result(shape: Shape, parts: int) -> tuple[Box, ...]:
     )
 
 
-def gpu_boxes(shape: Shape, has_lines: bool, workers: int) -> tuple[Box, ...]:
-    """Cut (..., M, N) into what a CTA does at a time; `has_lines`: columns of B are contiguous.
+def gpu_boxes(
+    shape: Shape, has_lines: bool, workers: int, *, has_one: bool = False
+) -> tuple[Box, ...]:
+    """Cut (..., M, N) into what a CTA does at a time.
 
     With few rows all CTAs share the columns, else there are tiles, smaller ones where large
-    ones would leave CTAs idle.
+    ones would leave CTAs idle. `has_lines`: columns of B are contiguous; `has_one`: all rows are
+    multiplied by the same one.
     """
     *batch, m, n = shape
     count = prod(batch)
+    if has_one and count * m <= GPU_FEW_ROWS:
+        whole = full_box((*batch, m))
+        unit = GPU_LINES if has_lines else LINE_ELEMENTS
+        columns = cut(n, max(min(workers, -(-n // unit)), 1), unit)
+        return tuple((*whole, column) for column in columns if count * m)
     if m <= GPU_FEW_ROWS:
         unit = GPU_LINES if has_lines else LINE_ELEMENTS
         pieces = min(-(-workers // max(count, 1)), -(-n // unit))
@@ -237,6 +266,7 @@ register(
             Argument("transpose_other", "bool", "swap the last two dimensions of other", "False"),
             Argument("is_relu", "bool", "replace negative results by zero", "False"),
             Argument("splitk", "int", "parts of K to compute side by side", "1"),
+            Argument("dtype", "DTypeLike | None", "the dtype of the result", "None"),
         ),
         dtypes=FLOATS,
         infer=result_spec,

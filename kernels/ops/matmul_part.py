@@ -10,7 +10,7 @@ from ark_dist.kernels.rules import INPUT, parts_worth
 
 
 def _infer(specs: Specs, attrs: Attrs) -> Spec:
-    return Spec(matmul.result_spec(specs, {**attrs, "splitk": 1}).shape, FP32)
+    return Spec(matmul.result_spec(specs, {**attrs, "splitk": 1, "dtype": None}).shape, FP32)
 
 
 def _tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
