@@ -3,17 +3,19 @@
 from collections.abc import Sequence
 
 from ark_dist.core.op import OPS
+from ark_dist.core.packing import PANEL_WIDTH
 from ark_dist.core.shape import Box, box_shape
 from ark_dist.kernels.chain import STRIDED, literals, stride_kind
 from ark_dist.kernels.cpu_nest import (
     Call,
+    Stretch,
     anchor_of,
     chain_loop,
     function,
     goes_past,
     pointers_of,
 )
-from ark_dist.kernels.lower import Lowered, matmul_loops, matrix_strides
+from ark_dist.kernels.lower import Lowered, MatmulLoops, matmul_loops, matrix_strides
 
 # Integers that ark_matmul_params reads, before the operands' strides.
 MATMUL_EXTRAS = 8
@@ -24,6 +26,9 @@ COLUMNS, COPIED_DEPTH, MICRO_ROWS, MOST_ROWS = 64, 256, 6, 240
 BLOCK_ELEMS = 128 * 1024
 # Copies of A end with whole groups of what lies side by side in a panel: 4 of int8 at most.
 PADDED_DEPTH = 4
+# Rows of a product that waits for its weights more than it computes; and what a worker reads ahead
+# of them: a part of the second cache.
+FEW_ROWS, AHEAD_BYTES = 16, 256 * 1024
 # As many rows of sums as one row of a matrix-vector product fills.
 FEWEST_ROWS = 18
 
@@ -60,7 +65,16 @@ def matmul_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int]) -> Cal
     scratch = block * COLUMNS + COPIED_DEPTH * COLUMNS + block * depth
     columns_of = pointers_of(lowered, columns, n)[1]
     body = function(count, lines, is_past=goes_past(lowered, columns_of))
-    return Call(body, params, scratch)
+    return Call(body, params, scratch, stream=_stream(lowered, loops, n, b_n))
+
+
+def _stream(lowered: Lowered, loops: MatmulLoops, n: int, b_n: int) -> tuple[Stretch, ...]:
+    """The panels that the tile begins with: weights of few rows are worth reading ahead."""
+    b = lowered.operands[1].view
+    size = -(-n // PANEL_WIDTH) * PANEL_WIDTH * b_n * b.dtype.itemsize
+    if b.buffer not in lowered.packed or loops.nest.extents or not 0 < loops.rows <= FEW_ROWS:
+        return ()
+    return (Stretch(1, 0, min(size, AHEAD_BYTES), 1, 0),) if size else ()
 
 
 def block_rows(depth: int) -> int:

@@ -25,7 +25,8 @@ class Call:
         params: the integers it reads.
         scratch_elems: fp32 elements of scratch memory it needs.
         shared_bytes: bytes of a CTA's shared memory it needs.
-        stream: what comes to it through the ring of weights, a slot each.
+        stream: what comes to it through a GPU's ring of weights, a slot each; on a CPU what a
+            waiting worker reads ahead.
     """
 
     body: str
@@ -37,7 +38,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Pieces of an operand that fill one slot of the weight ring.
+    """Pieces of an operand that fill one slot of the weight ring, or are read ahead.
 
     Attributes:
         operand: which one.

@@ -2,6 +2,8 @@
 
 from importlib import resources
 
+from ark_dist.core import abi
+
 DEVICE_HEADERS = ("ring.h", "elements.h", "panels.h", "matvec.h")
 SLOT_BYTES, SLOTS, SCRATCH_OFFSET = 2048, 16, 1024 + 16 * 2048
 
@@ -10,6 +12,7 @@ CONSTANTS = f"""
 constexpr uint32_t ARK_CONSUMERS = 256, ARK_WARPS = 8, ARK_THREADS = 288;
 constexpr int ARK_COMPUTE_BARRIER = 1, ARK_COMMAND_BARRIER = 2;
 constexpr uint32_t ARK_RING_SLOTS = {SLOTS}, ARK_SLOT_BYTES = {SLOT_BYTES};
+{abi.SEGMENT.c_text}
 """
 SHARED = f"""
 GPU_FN char* ark_ring_slots() {{ return gpu_smem() + 1024; }}

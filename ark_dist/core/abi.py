@@ -224,6 +224,8 @@ CONFIG = Record(
         ("raises", "u8", 1, "ark_counter*[]: flags in the memory of other ranks"),
         ("queues", "u8", 1, "ark_queue[method][worker]"),
         ("methods", "u8", 1, "ark_method[]"),
+        ("streams", "u8", 1, "ark_queue[method][worker]: its rows of segments"),
+        ("segments", "u8", 1, "ark_segment[]: weights, in the order of the tasks that read them"),
         ("counters", "u8", 1, "ark_counter[]: counters, then the rank's flags, of each method"),
         ("control", "u8", 1, "ark_control"),
         ("method_states", "u8", 1, "ark_method_state[]"),
@@ -251,7 +253,7 @@ CONFIG = Record(
 # `ark_segment` in kernels/device/ring.h, which stands by itself.
 SEGMENT = Record(
     "segment",
-    "What goes into one slot of the weight ring: `count` runs of `bytes`, `pitch` apart.",
+    "Weights for one slot of a ring, or to be read ahead: `count` runs of `bytes`, `pitch` apart.",
     (
         ("source", "u8", 1, "address, a multiple of 16"),
         ("pitch", "u8", 1, "bytes, a multiple of 16"),
@@ -319,6 +321,7 @@ RECORDS = (
     MAILBOX,
     TRACE,
     CONFIG,
+    SEGMENT,
     HOST,
     LAUNCH,
 )

@@ -20,16 +20,6 @@ static_assert(ARK_RING_SLOTS % ARK_RING_WARPS == 0, "a place belongs to one warp
 // How many numbers after `slot` this warp's first one is.
 GPU_FN uint32_t ark_ring_turn(uint32_t slot) { return (gpu_warp() - slot) % ARK_RING_WARPS; }
 
-// What goes into one slot: `count` runs of `bytes`, `pitch` apart, one after the other.
-struct alignas(16) ark_segment {
-  uint64_t source;  // address, a multiple of 16
-  uint64_t pitch;   // bytes, a multiple of 16
-  uint32_t bytes;   // a multiple of 16
-  uint32_t count;
-  uint64_t unused;
-};
-static_assert(sizeof(ark_segment) == 32, "two loads of 16 bytes");
-
 // In shared memory.
 struct ark_ring {
   gpu_mbarrier full[ARK_RING_SLOTS];
@@ -62,6 +52,7 @@ GPU_FN uint32_t ark_slot_parity(uint32_t slot) { return slot / ARK_RING_SLOTS & 
 
 // --- the producer warp, all lanes -------------------------------------------------------------
 
+// By two loads of 16 bytes: tables are aligned.
 GPU_FN ark_segment ark_load_segment(const ark_segment* at) {
   const gpu_vec4* parts = gpu_global(reinterpret_cast<const gpu_vec4*>(at));
   const gpu_vec4 low = gpu_load_readonly(parts), high = gpu_load_readonly(parts + 1);

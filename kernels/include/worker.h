@@ -20,6 +20,11 @@ struct ark_worker {
   uint32_t has_failed;
   ark_status* status;
   float* scratch;
+  // Weights that its tasks read, in order; the next one, and how much of it was read ahead.
+  const ark_segment* segments;
+  uint32_t segment_count;
+  uint32_t segment;
+  uint32_t ahead;
 };
 
 typedef void (*ark_function)(const ark_call& call);
@@ -149,6 +154,25 @@ struct ark_backoff {
   }
 };
 
+// Ask memory for some lines of the weights that come next; false if all were asked for.
+ARK_FN bool ark_read_ahead(ark_worker& worker) {
+  constexpr uint32_t lines = 4, line_bytes = 64;
+  if (worker.segment_count == 0) return false;
+  const ark_segment& segment = worker.segments[worker.segment];
+  if (worker.ahead >= segment.bytes) return false;
+  const char* from = ark_table<const char>(segment.source) + worker.ahead;
+  for (uint32_t i = 0; i < lines; ++i) __builtin_prefetch(from + i * line_bytes, 0, 2);
+  worker.ahead += lines * line_bytes;
+  return true;
+}
+
+// A task is past that may have had a part of the weights.
+ARK_FN void ark_pass_segment(ark_worker& worker, const ark_task& task) {
+  if (task.flags >> ARK_SLOTS_SHIFT == 0) return;
+  worker.segment = worker.segment + 1 < worker.segment_count ? worker.segment + 1 : 0;
+  worker.ahead = 0;
+}
+
 ARK_COLD bool ark_wait_slowly(ark_worker& worker, uint32_t counter, const uint64_t& word,
                               int64_t want) {
   ark_status& status = *worker.status;
@@ -158,6 +182,10 @@ ARK_COLD bool ark_wait_slowly(ark_worker& worker, uint32_t counter, const uint64
   ark_backoff backoff;
   int64_t have = int64_t(ark_acquire(word)), before = have;
   while (have < want) {
+    if (ark_read_ahead(worker)) {
+      have = int64_t(ark_acquire(word));
+      continue;
+    }
     if (!backoff.step(*worker.config, have != before)) {
       ark_note(status.have, have);
       if (ark_relaxed(ark_table<ark_control>(worker.config->control)->abort) == ARK_RUNNING)
@@ -221,6 +249,7 @@ ARK_FN bool ark_walk(ark_worker& worker, const ark_task* task, const ark_task* e
       ark_functions[task->function](call);
       if (__builtin_expect(worker.has_failed, 0)) return false;
     }
+    ark_pass_segment(worker, *task);
     uint64_t& counter = counters[task->counter].value;
     // Flags have one writer each, and one signal per turn.
     for (uint32_t i = 0; i < task->raise_count; ++i)
@@ -279,6 +308,11 @@ ARK_FN bool ark_run(ark_worker& worker, int64_t* method_turns, uint64_t sequence
   const ark_queue& queue =
       ark_table<const ark_queue>(config.queues)[command.method * config.worker_count + worker.index];
   const ark_task* tasks = ark_table<const ark_task>(config.tasks) + queue.first;
+  const ark_queue& stream = ark_table<const ark_queue>(
+      config.streams)[command.method * config.worker_count + worker.index];
+  worker.segments = ark_table<const ark_segment>(config.segments) + stream.first;
+  worker.segment_count = stream.count;
+  worker.segment = worker.ahead = 0;
   int64_t& turn = method_turns[command.method];
   const bool is_closed = command.epoch < ark_relaxed(control.closed_epoch);
   const int64_t first = worker.first_turn = turn;

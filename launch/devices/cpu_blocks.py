@@ -74,6 +74,8 @@ def make_blocks(
     bases = np.array(addresses_of, np.uint64)
     raises = [0] if shared is None else [shared.flag(r).ctypes.data for r in tables.raises] or [0]
     operands = bases[tables.operands["arena"]] + tables.operands["offset"]
+    segments = tables.segments.copy()
+    segments["source"] += bases[segments["unused"].astype(np.int64)]
     scratch = _scratch(workers, tables.scratch_elems)
     cores = np.array(worker_cores(workers, local), np.int32)
     threads = np.zeros(workers, np.uint64)
@@ -95,6 +97,8 @@ def make_blocks(
             tables.waits,
             tables.queues,
             tables.methods,
+            tables.streams,
+            segments,
             operands,
             flag_addresses,
             scratch,
@@ -111,6 +115,8 @@ def make_blocks(
         "raises": flag_addresses,
         "queues": tables.queues,
         "methods": tables.methods,
+        "streams": tables.streams,
+        "segments": segments,
         "counters": blocks.counters,
         "control": blocks.control,
         "method_states": blocks.method_states,
