@@ -65,7 +65,7 @@ class Llama(Module):
         stop_tokens: state, int32 (8,) or more: tokens that end a row, the configuration's at
             first; -1 for none.
         prompt, lengths, starts: inputs of `prefill`, which `set_prompts` writes.
-        logits: (B, vocabulary), the latest logits of `decode`.
+        logits: fp32 (B, vocabulary), the latest logits of `decode`.
 
     Raises:
         ValueError: for a batch, context or chunk out of range.
@@ -168,7 +168,8 @@ class Llama(Module):
                 x = self.model(tokens, Step(self.angles, self.position, length))
             with graph.stage(self.stages - 1):
                 row = self.model.norm(x).reshape(self.batch, self.config.hidden_size)
-                logits = self._head(row)
+                # Rounded to 16 bits, near ties would be decided by how ranks add up.
+                logits = ops.cast(self._head(row), FP32, name="logits")
                 found = ops.sample(
                     logits, length, self.temperature, self.top_k, self.top_p, self.seed
                 )
@@ -177,11 +178,9 @@ class Llama(Module):
 
     def _head(self, row: Tensor) -> Tensor:
         if self.config.tie_word_embeddings:
-            return ops.matmul(
-                row, self.model.embed_tokens.weight, transpose_other=True, name="logits"
-            )
-        logits: Tensor = self.lm_head(row)
-        return logits
+            return ops.matmul(row, self.model.embed_tokens.weight, transpose_other=True)
+        result: Tensor = self.lm_head(row)
+        return result
 
     def _take(self, found: Tensor, length: Tensor) -> None:
         """Note down the tokens of rows that go on, and end the run if none does."""
