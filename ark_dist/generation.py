@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
 
 from ark_dist.chat_template import Message
+from ark_dist.checkpoint.reader import open_checkpoint
 from ark_dist.context import world_size
-from ark_dist.core.errors import ModelConfigError
+from ark_dist.core.errors import ModelConfigError, StateDictError
 from ark_dist.core.op import Array
 from ark_dist.executor import Executor
 from ark_dist.mesh import Mesh
@@ -97,7 +100,7 @@ class LanguageModel:
         compile_s: seconds that planning and compiling took.
 
     Raises:
-        ModelConfigError: for another architecture, or sizes that don't fit.
+        ModelConfigError: for another architecture, or weights that are not those of its sizes.
         CheckpointError: for a folder that is not whole, or damaged.
         ConfigError: for a mesh that can't cut the model; without the package tokenizers.
     """
@@ -128,7 +131,7 @@ class LanguageModel:
         try:
             self.executor.compile()
             compiled = time.perf_counter()
-            self.llama.load_state_dict(folder, cast=dtype is not None)
+            self._load(folder, is_cast=dtype is not None)
             self.compile_s, self.load_s = compiled - started, time.perf_counter() - compiled
             self._check_stops(folder)
             self.executor.launch()
@@ -163,6 +166,7 @@ class LanguageModel:
 
         Raises:
             ValueError: for too many or too long prompts, unknown tokens, or a bad setting.
+            TypeError: for a prompt that is none.
         """
         rows = [self._tokens(prompt) for prompt in _split(prompts)]
         _check(rows, self.llama.batch, max_new_tokens)
@@ -197,12 +201,27 @@ class LanguageModel:
     ) -> None:
         self.close()
 
+    def _load(self, folder: str | os.PathLike[str], *, is_cast: bool) -> None:
+        try:
+            self.llama.load_state_dict(folder, cast=is_cast)
+        except StateDictError as error:
+            raise ModelConfigError(
+                f"{os.fspath(folder)}: its weights are not those of the model in its config.json; "
+                f"{error}"
+            ) from None
+
     def _tokens(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
-        if prompt and isinstance(prompt[0], Mapping):
-            return self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]  # a chat
-        return [int(token) for token in prompt]  # type: ignore[arg-type]  # token ids
+        if _is_list(prompt):
+            if len(prompt) and isinstance(prompt[0], Mapping):
+                return self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]  # a chat
+            with suppress(TypeError):
+                return [operator.index(token) for token in prompt]  # type: ignore[arg-type]  # ids
+        raise TypeError(
+            f"generate: a prompt is {prompt!r:.80}; it must be a text, a chat (a list of messages "
+            'with "role" and "content"), or token ids'
+        )
 
     def _check_stops(self, folder: str | os.PathLike[str]) -> None:
         places = self.llama.stop_tokens.shape[0]
@@ -290,6 +309,13 @@ class _Texts:
             self._on_text(row, text)
 
 
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Raise what a `LanguageModel` would for a folder's files, without reading the weights."""
+    read_llama_config(folder)
+    load_tokenizer(folder)
+    open_checkpoint(folder).close()
+
+
 def generate(
     folder: str | os.PathLike[str],
     prompts: Prompts,
@@ -326,11 +352,14 @@ def generate(
 
 def _split(prompts: Prompts) -> Sequence[Prompt]:
     """The prompts, where one may be given by itself."""
-    if isinstance(prompts, str) or not prompts:
-        return [prompts] if isinstance(prompts, str) else []
-    first = prompts[0]
-    is_one = isinstance(first, (int, np.integer, Mapping))
-    return [prompts] if is_one else prompts  # type: ignore[list-item,return-value]  # see above
+    numbers = int, np.integer
+    if not _is_list(prompts) or (len(prompts) and isinstance(prompts[0], (*numbers, Mapping))):
+        return [prompts]  # type: ignore[list-item]  # one, or what `_tokens` refuses
+    return prompts  # type: ignore[return-value]  # several
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
 
 
 def _check(rows: Sequence[Sequence[int]], batch: int, count: int) -> None:

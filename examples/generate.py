@@ -13,7 +13,7 @@ from ark_dist.demo_model import SMOLLM2, fetch_model
 parser = argparse.ArgumentParser(description="Continue a text with a language model.")
 parser.add_argument("prompt", nargs="?", default="Once upon a time")
 parser.add_argument("--model", help="a Hugging Face folder of the Llama family")
-parser.add_argument("--context", type=int, default=2048, help="most tokens of prompt and text")
+parser.add_argument("--context", type=int, help="most tokens of prompt and text")
 parser.add_argument("--max-new-tokens", type=int, default=64)
 parser.add_argument("--temperature", type=float, default=0.0)
 parser.add_argument("--seed", type=int, default=0)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ark_dist import ops
 from ark_dist.context import current_model
-from ark_dist.core.dtype import FP32, INT32, UINT32
+from ark_dist.core.dtype import FLOATS, FP32, INT32, UINT32
 from ark_dist.core.errors import ConfigError
 from ark_dist.mesh import Mesh
 from ark_dist.model import Model
@@ -68,7 +68,7 @@ class Llama(Module):
         logits: fp32 (B, vocabulary), the latest logits of `decode`.
 
     Raises:
-        ValueError: for a batch, context or chunk out of range.
+        ValueError: for a batch, context or chunk out of range, or another dtype.
         ConfigError: for a mesh with more stages than layers.
     """
 
@@ -87,6 +87,8 @@ class Llama(Module):
         super().__init__()
         context = config.max_position_embeddings if context is None else context
         _check_sizes(config, batch, context, chunk)
+        if dtype is not None and dtype not in FLOATS:
+            raise ValueError(f"Llama: dtype is {dtype!r}; it must be one of {', '.join(FLOATS)}")
         self.config, self.batch, self.context, self.chunk = config, batch, context, chunk
         self.graph = current_model() if graph is None else graph
         axes = {} if mesh is None else dict(mesh.shape.axes)
