@@ -38,6 +38,20 @@ LIMIT_S = 120.0
 LENGTHS = (1, 127, 128, 129, 512, 1000)
 MANY = 64
 BLOCK_US = 200_000
+# Python, its libraries, MPI, the tokenizer.
+BESIDES_MIB = 200
+# Prints the most memory that each rank has had, and what its weights and state take, in MiB.
+MEMORY = """
+import re, sys
+from pathlib import Path
+import ark_dist as ark
+
+with ark.LanguageModel(sys.argv[1], context=2048) as model:
+    model.generate("Once upon a time", max_new_tokens=20)
+    weights, state, *_ = model.executor.plan.arena_bytes
+most = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
+print("memory", int(most[1]) >> 10, (weights + state) >> 20, flush=True)
+"""
 # Of the largest logit. fp32: sums of up to 1536 products, 60 layers after another. bf16: what goes
 # into products and caches is rounded to 8 bits.
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}
@@ -85,6 +99,17 @@ def test_logits_of_given_tokens_are_those_of_numpy(
         error = np.abs(difference).max(axis=-1)
     assert error.max() <= limit
     check_choices(found, expected, TIE[dtype])
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_rank_needs_its_weights_its_caches_and_little_else(size: int) -> None:
+    done = run_mpi(size, MEMORY, str(folder("bf16")), timeout_s=LIMIT_S)
+    assert done.returncode == 0, done
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("memory")]
+    print("\nMiB at most, and of weights and caches:", [line[1:] for line in lines])
+    assert len(lines) == size
+    for _, most, own in lines:
+        assert int(most) <= int(own) + BESIDES_MIB
 
 
 def check_choices(found: Logits, expected: Logits, tie: float) -> None:
