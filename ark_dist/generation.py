@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -167,6 +168,7 @@ class LanguageModel:
         Raises:
             ValueError: for too many or too long prompts, unknown tokens, or a bad setting.
             TypeError: for a prompt that is none.
+            CommMismatch: for other arguments than on another rank.
         """
         rows = [self._tokens(prompt) for prompt in _split(prompts)]
         _check(rows, self.llama.batch, max_new_tokens)
@@ -175,7 +177,9 @@ class LanguageModel:
         self._write_stops()
         started = time.perf_counter()
         turns = self.llama.set_prompts([*rows, *[[]] * (self.llama.batch - len(rows))])
-        self.executor.run(turns, method="prefill", scalars={"cursor": 0})
+        # Ranks compare commands: other prompts on one of them are an error, not other texts.
+        scalars = {"cursor": 0, "prompts_id": zlib.crc32(repr(rows).encode())}
+        self.executor.run(turns, method="prefill", scalars=scalars)
         self.executor.wait()
         begun = time.perf_counter()
         self.executor.run(max_new_tokens, method="decode", scalars=settings)

@@ -179,6 +179,29 @@ def test_ranks_write_what_one_writes(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("of_rank", "text"),
+    [
+        (({"prompts": "hello w"}, {"prompts": "hello b"}), r"prompts_id=\d+.*prompts_id=\d+"),
+        (({"prompts": "a", "seed": 1}, {"prompts": "a", "seed": 2}), r"seed=\d.*seed=\d"),
+    ],
+)
+def test_other_arguments_on_one_rank_are_an_error(
+    folder: Path, of_rank: tuple[dict[str, Any], ...], text: str
+) -> None:
+    def work(communicator: Communicator) -> None:
+        with (
+            world.use(communicator),
+            pytest.raises(ark.CommMismatch, match=f"(?s){text}.*all ranks must run the same"),
+        ):
+            generate(
+                folder, **of_rank[communicator.rank], context=48, device="cpu", workers=1,
+                max_new_tokens=2,
+            )  # fmt: skip
+
+    on_ranks(2, work)
+
+
+@pytest.mark.parametrize(
     ("prompts", "options", "text"),
     [
         ([], {}, "found 0 prompts, wanted 1 to 3, the batch"),

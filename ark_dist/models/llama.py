@@ -44,7 +44,8 @@ class Llama(Module):
     A run of `decode` ends when all rows have met a stop token or the end of the context; `wait()`
     returns the turns. The next run goes on as if it had not ended. A row that has ended rests
     while others go on. The scalars `temperature` (0 takes the likeliest token), `top_k`, `top_p`
-    and `seed` keep their values until they are set again; they are those of `ark.sample`.
+    and `seed` keep their values until they are set again; they are those of `ark.sample`. `prefill`
+    takes any number as `prompts_id`: ranks compare commands, so other prompts have to have another.
 
     Args:
         config: the model's sizes.
@@ -124,6 +125,8 @@ class Llama(Module):
         self.tokens = graph.state((batch, self.context + 2), INT32, name="tokens")
         self.stop_tokens = graph.state(len(stops), INT32, name="stop_tokens", init=stops)
         self.cursor = graph.scalar("cursor")
+        self.prompts_id = graph.scalar("prompts_id", UINT32)
+        self.latest_id = graph.state(1, UINT32, name="latest_id")
         self.temperature = graph.scalar("temperature", FP32)
         self.top_k = graph.scalar("top_k")
         self.top_p = graph.scalar("top_p", FP32, init=1)
@@ -150,6 +153,7 @@ class Llama(Module):
             graph.assign(self.position, begin + ops.minimum(left, chunk))
             self._begin_decode()
             graph.assign(self.cursor, self.cursor + chunk)
+            graph.assign(self.latest_id, self.prompts_id)
 
     def _begin_decode(self) -> None:
         """Let rows that have a prompt go on from its last token."""
