@@ -167,6 +167,9 @@ if TYPE_CHECKING:
     from ark_dist.core.layout import P as P
     from ark_dist.core.shape import Dims as Dims
     from ark_dist.executor import Executor as Executor
+    from ark_dist.generation import Generation as Generation
+    from ark_dist.generation import LanguageModel as LanguageModel
+    from ark_dist.generation import generate as generate
     from ark_dist.mesh import Mesh as Mesh
     from ark_dist.model import Model as Model
     from ark_dist.module import Module as Module

@@ -15,9 +15,13 @@ from rich.console import Console
 from ark_dist.context import rank, world_size
 from ark_dist.core.errors import ConfigError
 from ark_dist.demo_model import SMOLLM2, fetch_model
+from ark_dist.model_folder import check_folder
+from ark_dist.models.llama_config import read_llama_config
 
 if TYPE_CHECKING:
     from ark_dist.generation import Generation, LanguageModel
+
+CONTEXT = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +31,10 @@ class DemoOptions:
     Attributes:
         question: what the user says; a chat of one message.
         folder: the model, as Hugging Face has it; "" is SmolLM2-135M-Instruct, fetched once.
-        dtype: of the weights of a model that is fetched.
+        dtype: of the weights; "" is the folder's own, and bf16 of a model that is fetched.
         device: as of an Executor.
         workers: threads of each rank on a CPU; 0 is as many as fit.
-        context: tokens of question and answer together.
+        context: tokens of question and answer together; 0 is 2048, or the model's limit.
         max_new_tokens: most tokens of the answer.
         temperature: as of `generate`, as are the others.
         is_json: print one object in the end, and no text before.
@@ -57,10 +61,13 @@ def model_folder(options: DemoOptions) -> Path:
         ConfigError, CacheError, CheckpointError: as `fetch_model`; there is no such folder.
     """
     if not options.folder:
-        return fetch_model(SMOLLM2, dtype=options.dtype)
+        return fetch_model(SMOLLM2, dtype=options.dtype or "bf16")
     folder = Path(options.folder)
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder; name one as Hugging Face has it")
+        way_out = "name one as Hugging Face has it"
+        if folder.suffix == ".gguf":
+            way_out = f"`ark-dist convert {folder} {folder.with_suffix('')}` makes one"
+        raise ConfigError(f"{folder} is not a folder; {way_out}")
     return folder
 
 
@@ -95,10 +102,13 @@ def _loaded(options: DemoOptions, is_shown: bool) -> Iterator[LanguageModel]:
     from ark_dist.generation import LanguageModel  # here: who starts ranks needs none of it
 
     console = Console(stderr=True, quiet=not is_shown)
+    folder = model_folder(options)
+    limit = read_llama_config(folder).max_position_embeddings
     with console.status("loading the model"):
         model = LanguageModel(
-            model_folder(options),
-            context=options.context,
+            folder,
+            context=options.context or min(CONTEXT, limit),
+            dtype=options.dtype or None,
             device=options.device,
             workers=options.workers or None,
         )
@@ -134,12 +144,15 @@ def launch(options: DemoOptions, ranks: int) -> int:
     """Answer on several ranks, started by MPI; returns the exit code.
 
     Raises:
-        ConfigError, CacheError, CheckpointError: as `model_folder`.
+        ConfigError, CacheError, CheckpointError: as `model_folder` and `check_folder`.
     """
     from ark_dist.launch.runner import RunRequest, run_ranks
 
     # Fetched before they start: the ranks' limits are for computing.
-    options = replace(options, folder=str(model_folder(options)))
+    folder = model_folder(options)
+    # Here it is one sentence, and not one of each rank.
+    check_folder(folder)
+    options = replace(options, folder=str(folder))
     program = sys.executable, "-m", "ark_dist.demo", json.dumps(asdict(options))
     result = run_ranks(RunRequest(count=ranks, program=program, has_prefix=False))
     if result.code:
@@ -148,4 +161,7 @@ def launch(options: DemoOptions, ranks: int) -> int:
 
 
 if __name__ == "__main__":
-    answer(DemoOptions(**json.loads(sys.argv[1])))
+    try:
+        answer(DemoOptions(**json.loads(sys.argv[1])))
+    except ValueError as error:  # of what was asked, as without ranks
+        raise ConfigError(str(error)) from None

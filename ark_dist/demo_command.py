@@ -16,11 +16,13 @@ def demo(
         str, typer.Option(help="A Hugging Face folder; without it SmolLM2-135M is fetched.")
     ] = "",
     dtype: Annotated[
-        str, typer.Option(help="Of the weights that are fetched: bf16, fp16 or fp32.")
-    ] = "bf16",
+        str, typer.Option(help="Of the weights: bf16, fp16 or fp32; else the folder's own.")
+    ] = "",
     device: Annotated[str, typer.Option(help="auto, cuda, cpu or numpy.")] = "auto",
     workers: Annotated[int, typer.Option(help="Threads of each rank; 0: as many as fit.")] = 0,
-    context: Annotated[int, typer.Option(help="Most tokens of question and answer.")] = 2048,
+    context: Annotated[
+        int, typer.Option(help="Most tokens of question and answer; 0: 2048, or the model's limit.")
+    ] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Draw from so many tokens; 0 is all.")] = 0,

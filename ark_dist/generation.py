@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -12,7 +15,7 @@ import numpy as np
 
 from ark_dist.chat_template import Message
 from ark_dist.context import world_size
-from ark_dist.core.errors import ModelConfigError
+from ark_dist.core.errors import ModelConfigError, StateDictError
 from ark_dist.core.op import Array
 from ark_dist.executor import Executor
 from ark_dist.mesh import Mesh
@@ -97,7 +100,7 @@ class LanguageModel:
         compile_s: seconds that planning and compiling took.
 
     Raises:
-        ModelConfigError: for another architecture, or sizes that don't fit.
+        ModelConfigError: for another architecture, or weights that are not those of its sizes.
         CheckpointError: for a folder that is not whole, or damaged.
         ConfigError: for a mesh that can't cut the model; without the package tokenizers.
     """
@@ -128,7 +131,7 @@ class LanguageModel:
         try:
             self.executor.compile()
             compiled = time.perf_counter()
-            self.llama.load_state_dict(folder, cast=dtype is not None)
+            self._load(folder, is_cast=dtype is not None)
             self.compile_s, self.load_s = compiled - started, time.perf_counter() - compiled
             self._check_stops(folder)
             self.executor.launch()
@@ -163,6 +166,8 @@ class LanguageModel:
 
         Raises:
             ValueError: for too many or too long prompts, unknown tokens, or a bad setting.
+            TypeError: for a prompt that is none.
+            CommMismatch: for other arguments than on another rank.
         """
         rows = [self._tokens(prompt) for prompt in _split(prompts)]
         _check(rows, self.llama.batch, max_new_tokens)
@@ -171,7 +176,9 @@ class LanguageModel:
         self._write_stops()
         started = time.perf_counter()
         turns = self.llama.set_prompts([*rows, *[[]] * (self.llama.batch - len(rows))])
-        self.executor.run(turns, method="prefill", scalars={"cursor": 0})
+        # Ranks compare commands: other prompts on one of them are an error, not other texts.
+        scalars = {"cursor": 0, "prompts_id": zlib.crc32(repr(rows).encode())}
+        self.executor.run(turns, method="prefill", scalars=scalars)
         self.executor.wait()
         begun = time.perf_counter()
         self.executor.run(max_new_tokens, method="decode", scalars=settings)
@@ -197,12 +204,27 @@ class LanguageModel:
     ) -> None:
         self.close()
 
+    def _load(self, folder: str | os.PathLike[str], *, is_cast: bool) -> None:
+        try:
+            self.llama.load_state_dict(folder, cast=is_cast)
+        except StateDictError as error:
+            raise ModelConfigError(
+                f"{os.fspath(folder)}: its weights are not those of the model in its config.json; "
+                f"{error}"
+            ) from None
+
     def _tokens(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
-        if prompt and isinstance(prompt[0], Mapping):
-            return self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]  # a chat
-        return [int(token) for token in prompt]  # type: ignore[arg-type]  # token ids
+        if _is_list(prompt):
+            if len(prompt) and isinstance(prompt[0], Mapping):
+                return self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]  # a chat
+            with suppress(TypeError):
+                return [operator.index(token) for token in prompt]  # type: ignore[arg-type]  # ids
+        raise TypeError(
+            f"generate: a prompt is {prompt!r:.80}; it must be a text, a chat (a list of messages "
+            'with "role" and "content"), or token ids'
+        )
 
     def _check_stops(self, folder: str | os.PathLike[str]) -> None:
         places = self.llama.stop_tokens.shape[0]
@@ -326,11 +348,14 @@ def generate(
 
 def _split(prompts: Prompts) -> Sequence[Prompt]:
     """The prompts, where one may be given by itself."""
-    if isinstance(prompts, str) or not prompts:
-        return [prompts] if isinstance(prompts, str) else []
-    first = prompts[0]
-    is_one = isinstance(first, (int, np.integer, Mapping))
-    return [prompts] if is_one else prompts  # type: ignore[list-item,return-value]  # see above
+    numbers = int, np.integer
+    if not _is_list(prompts) or (len(prompts) and isinstance(prompts[0], (*numbers, Mapping))):
+        return [prompts]  # type: ignore[list-item]  # one, or what `_tokens` refuses
+    return prompts  # type: ignore[return-value]  # several
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
 
 
 def _check(rows: Sequence[Sequence[int]], batch: int, count: int) -> None:

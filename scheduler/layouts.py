@@ -1,12 +1,12 @@
 """Map cuts of a buffer to cuts of its views, and views of a buffer to views of a part of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from math import prod
 
-from ark_dist.core.shape import Box, Shape, box_shape
+from ark_dist.core.shape import Box, Shape, box_shape, row_major_strides
 from ark_dist.core.view import View
 
 Interval = tuple[int, int]
@@ -224,7 +224,10 @@ def local_view(view: View, shape: Shape, cuts: Cuts, at: Coordinates, buffer: in
             start -= cut.bounds[at[cut.axis]][0] * segment.inner
         offset += start * step
         strides = [total + digit * step for total, digit in zip(strides, digits, strict=True)]
-    return View(buffer, view.dtype, offset, box_shape(box), tuple(strides))
+    found = View(buffer, view.dtype, offset, box_shape(box), tuple(strides))
+    # What one node writes and another reads has to be the same view to fuse them, and steps along
+    # dimensions of size 1 say nothing.
+    return replace(found, strides=row_major_strides(found.shape)) if found.is_contiguous else found
 
 
 def narrowed(view: View, held: Box, wanted: Box) -> View:

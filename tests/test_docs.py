@@ -91,20 +91,31 @@ def blocks(path: Path) -> list[Block]:
 
 
 def programs() -> Iterator[tuple[Block, Block | None]]:
-    """The Python blocks that are meant to run, each with the output shown right after it."""
+    """The blocks that are meant to run, each with the output shown right after it.
+
+    All of Python run, and of commands those whose output is shown.
+    """
     for path in RUN:
         found = blocks(path)
         for position, block in enumerate(found):
             after = found[position + 1 : position + 2]
-            if block.info == "python":
-                yield block, after[0] if after and after[0].info == "text output" else None
+            shown = after[0] if after and after[0].info == "text output" else None
+            if block.info == "python" or (block.info == "sh" and shown is not None):
+                yield block, shown
 
 
 def run_program(block: Block, folder: Path, **variables: str) -> str:
-    """Run a block in a process of its own, in an empty folder, and return what it prints."""
+    """Run a block in a process of its own and return what it prints.
+
+    Python runs in an empty folder, a command in the checkout.
+    """
+    command = [sys.executable, "-c", block.text]
+    if block.info == "sh":
+        program, *words = shlex.split(block.text)
+        command = [sys.executable, *([] if program == "python" else ["-m", "ark_dist.cli"]), *words]
     done = subprocess.run(
-        [sys.executable, "-c", block.text],
-        cwd=folder,
+        command,
+        cwd=ROOT if block.info == "sh" else folder,
         env=child_environment(PYTHONPATH=str(ROOT), **variables),
         capture_output=True,
         text=True,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ark_dist.convert.folder import convert_gguf
+from tests.gguf_models import write_gguf
 from tests.mpi import run_mpi
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,3 +77,13 @@ def test_stages_take_different_inputs_in_every_iteration(size: int) -> None:
     done = run_mpi(size, ROOT / "examples" / "ranks" / "pipeline.py", timeout_s=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f" of {size}: ") == size, done.stdout
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_text_is_written_on_any_number_of_ranks(size: int, tmp_path: Path) -> None:
+    convert_gguf(write_gguf(tmp_path / "tiny.gguf"), tmp_path / "tiny", dtype="fp32")
+    options = ["--model", str(tmp_path / "tiny"), "--context", "40", "--max-new-tokens", "6"]
+    done = run_mpi(size, ROOT / "examples" / "generate.py", "hello w", *options, timeout_s=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("hello w")
+    assert re.search(rf"[1-6] tokens, {NUMBER} tokens/s; ranks: {size}\n", done.stderr), done

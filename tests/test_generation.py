@@ -14,7 +14,6 @@ from ark_dist import world
 from ark_dist.comm.communicator import Communicator
 from ark_dist.convert.folder import convert_gguf
 from ark_dist.generation import Generation, LanguageModel, generate
-from ark_dist.launch.exit_codes import BAD_CONFIG
 from ark_dist.models.llama import NO_TOKEN
 from tests.gguf_models import write_gguf
 from tests.rank_threads import on_ranks
@@ -180,6 +179,29 @@ def test_ranks_write_what_one_writes(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("of_rank", "text"),
+    [
+        (({"prompts": "hello w"}, {"prompts": "hello b"}), r"prompts_id=\d+.*prompts_id=\d+"),
+        (({"prompts": "a", "seed": 1}, {"prompts": "a", "seed": 2}), r"seed=\d.*seed=\d"),
+    ],
+)
+def test_other_arguments_on_one_rank_are_an_error(
+    folder: Path, of_rank: tuple[dict[str, Any], ...], text: str
+) -> None:
+    def work(communicator: Communicator) -> None:
+        with (
+            world.use(communicator),
+            pytest.raises(ark.CommMismatch, match=f"(?s){text}.*all ranks must run the same"),
+        ):
+            generate(
+                folder, **of_rank[communicator.rank], context=48, device="cpu", workers=1,
+                max_new_tokens=2,
+            )  # fmt: skip
+
+    on_ranks(2, work)
+
+
+@pytest.mark.parametrize(
     ("prompts", "options", "text"),
     [
         ([], {}, "found 0 prompts, wanted 1 to 3, the batch"),
@@ -200,6 +222,20 @@ def test_bad_requests_are_named(
         model.generate(prompts, **options)
     assert text in str(error.value)
     assert model.generate("hello", max_new_tokens=1)
+
+
+@pytest.mark.parametrize("prompt", [None, 5, 1.5, b"a", [None], [[1.5]], [1, "a"], ["a", 1], {}])
+def test_what_is_no_prompt_is_named(model: LanguageModel, prompt: object) -> None:
+    with pytest.raises(TypeError, match=r"generate: a prompt is .*; it must be a text, a chat"):
+        model.generate(prompt)  # type: ignore[arg-type]  # what it is about
+
+
+def test_arrays_of_tokens_are_prompts(model: LanguageModel) -> None:
+    tokens = np.array([[70, 71, 72], [73, 74, 75]])
+    both = model.generate(tokens, max_new_tokens=2)  # type: ignore[arg-type]  # also taken
+    assert [each.prompt_ids for each in both] == [(70, 71, 72), (73, 74, 75)]
+    one = model.generate(tokens[0], max_new_tokens=2)
+    assert one == both[:1]
 
 
 def test_what_is_not_in_this_process_cannot_be_peeked(folder: Path) -> None:
@@ -224,7 +260,7 @@ def test_what_is_not_in_this_process_cannot_be_peeked(folder: Path) -> None:
 def test_the_demo_answers_with_any_folder(folder: Path, ranks: str) -> None:
     done = run(
         "demo", "hello", "--model", str(folder), "--ranks", ranks, "--max-new-tokens", "5",
-        "--context", "100", "--json",
+        "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
@@ -240,9 +276,3 @@ def test_the_demo_knows_the_capital_of_france_on_two_ranks() -> None:
     done = run("demo", "--ranks", "2")
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout
-
-
-def test_a_folder_that_is_not_there_is_named() -> None:
-    done = run("demo", "--model", "/no/such/model")
-    assert done.returncode == BAD_CONFIG
-    assert "/no/such/model is not a folder" in done.stderr

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -260,11 +261,12 @@ def test_a_prompt_that_does_not_fit_behind_the_others_is_refused() -> None:
         ({"context": 65}, "context is 65; it must be 1 to 64"),
         ({"context": 0}, "context is 0"),
         ({"chunk": 0}, "chunk is 0"),
+        ({"dtype": "int8"}, "dtype is 'int8'; it must be one of fp32, fp16, bf16"),
     ],
 )
-def test_sizes_out_of_range_are_refused(arguments: dict[str, int], text: str) -> None:
+def test_sizes_out_of_range_are_refused(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=f"Llama: {text}"):
-        Llama(CONFIG, graph=ark.Model(), **arguments)  # type: ignore[arg-type]  # all are integers
+        Llama(CONFIG, graph=ark.Model(), **arguments)
 
 
 def test_the_largest_batch_and_the_whole_context_are_there() -> None:

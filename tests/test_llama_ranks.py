@@ -172,6 +172,17 @@ def test_each_rank_reads_its_slices_alone(tmp_path: Path, monkeypatch: pytest.Mo
     assert parts("norm") == [(whole,)] * 2
 
 
+def test_more_ranks_than_heads_leave_some_without() -> None:
+    greedy, _, _ = wanted("numpy")
+
+    def work(communicator: Communicator) -> None:
+        axes = {"tp": CONFIG.num_attention_heads + 1}
+        with running(device="numpy", batch=2, axes=axes, communicator=communicator) as made:
+            assert generate(*made, PROMPTS, STEPS) == greedy
+
+    on_ranks(CONFIG.num_attention_heads + 1, work)
+
+
 def test_more_stages_than_layers_are_refused() -> None:
     def work(communicator: Communicator) -> None:
         axes = {"pp": 4}

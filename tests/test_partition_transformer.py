@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 
 from ark_dist.core.graph import Graph, GraphMethod, Node
-from ark_dist.core.layout import P
+from ark_dist.core.layout import MeshShape, P
+from ark_dist.core.plan import Method
+from ark_dist.core.target import cpu_target, topology_of
+from ark_dist.scheduler.partition import partition
+from ark_dist.scheduler.plan import make_plan
 from tests.partition_oracle import compare, random_data, sharded
 from tests.transformer import Config, Transformer, random_weights, transformer
 
@@ -63,6 +67,19 @@ def check(config: Config, axes: dict[str, int]) -> Counter[str]:
     scalars = {"temperature": 0.5}
     many = compare(graph, axes, data=data, runs=RUNS, tolerance=1e-6, scalars=scalars)
     return Counter(many.ops())
+
+
+def test_one_row_of_one_token_is_fused_on_ranks_too() -> None:
+    graph = annotated(transformer(SMALL), {"tp": 2})
+    part = partition(graph, MeshShape((("tp", 2),)), 0, topology_of((0, 0))).graph
+    many = make_plan(part, cpu_target(1), rank=0, topology=topology_of((0, 0))).method("decode")
+    assert "matmul mul silu" in fused(many)
+
+
+def fused(method: Method) -> set[str]:
+    """Operators of the groups that have several of them, by name."""
+    groups = ([method.nodes[n].op for n in group.nodes] for group in method.groups)
+    return {" ".join(sorted(ops)) for ops in groups if len(ops) > 1}
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])

@@ -92,6 +92,15 @@ def test_a_cut_view_shows_the_same_elements_of_a_part_as_of_the_whole() -> None:
     assert shown > 1500, shown
 
 
+def test_a_whole_part_is_the_same_view_however_it_was_found() -> None:
+    for shape in ((1, 1, 12), (4, 1, 12), (1, 6), (1, 5, 1)):
+        for axis, size in enumerate(shape):
+            cuts = tuple(Cut("a", even(size, 2)) if d == axis else None for d in range(len(shape)))
+            mine = tuple(b - a for a, b in part(cuts, shape, {"a": 0}))
+            local = local_view(whole(shape), shape, cuts, {"a": 0}, 0)
+            assert local == whole(mine)
+
+
 def test_a_traced_dimension_is_cut_where_the_buffer_is() -> None:
     rng, found = random.Random(1), 0
     for _ in range(800):

@@ -2,6 +2,7 @@
 
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 import time
@@ -159,6 +160,13 @@ def test_all_dtypes_are_public_in_capitals_and_but_for_bool_in_small_letters() -
         assert getattr(ark, name.upper()) is getattr(ark.TensorType, name.upper()) is dtype
         assert name == "bool" or getattr(ark, name) is dtype
     assert not hasattr(ark, "bool")
+
+
+def test_type_checkers_see_every_public_name() -> None:
+    text = (ROOT / "ark_dist" / "__init__.py").read_text()
+    seen = re.findall(r"^    from ark_dist\.([\w.]+) import (\w+) as \2$", text, re.M)
+    homes = [(home, name) for home, names in ark._HOMES.items() for name in names]
+    assert sorted(seen) == sorted(homes)
 
 
 def test_no_public_name_equals_a_submodule() -> None:

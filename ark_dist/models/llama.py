@@ -8,7 +8,7 @@ import numpy as np
 
 from ark_dist import ops
 from ark_dist.context import current_model
-from ark_dist.core.dtype import FP32, INT32, UINT32
+from ark_dist.core.dtype import FLOATS, FP32, INT32, UINT32
 from ark_dist.core.errors import ConfigError
 from ark_dist.mesh import Mesh
 from ark_dist.model import Model
@@ -44,7 +44,8 @@ class Llama(Module):
     A run of `decode` ends when all rows have met a stop token or the end of the context; `wait()`
     returns the turns. The next run goes on as if it had not ended. A row that has ended rests
     while others go on. The scalars `temperature` (0 takes the likeliest token), `top_k`, `top_p`
-    and `seed` keep their values until they are set again; they are those of `ark.sample`.
+    and `seed` keep their values until they are set again; they are those of `ark.sample`. `prefill`
+    takes any number as `prompts_id`: ranks compare commands, so other prompts have to have another.
 
     Args:
         config: the model's sizes.
@@ -68,7 +69,7 @@ class Llama(Module):
         logits: fp32 (B, vocabulary), the latest logits of `decode`.
 
     Raises:
-        ValueError: for a batch, context or chunk out of range.
+        ValueError: for a batch, context or chunk out of range, or another dtype.
         ConfigError: for a mesh with more stages than layers.
     """
 
@@ -87,6 +88,8 @@ class Llama(Module):
         super().__init__()
         context = config.max_position_embeddings if context is None else context
         _check_sizes(config, batch, context, chunk)
+        if dtype is not None and dtype not in FLOATS:
+            raise ValueError(f"Llama: dtype is {dtype!r}; it must be one of {', '.join(FLOATS)}")
         self.config, self.batch, self.context, self.chunk = config, batch, context, chunk
         self.graph = current_model() if graph is None else graph
         axes = {} if mesh is None else dict(mesh.shape.axes)
@@ -120,6 +123,8 @@ class Llama(Module):
         self.tokens = graph.state((batch, self.context + 2), INT32, name="tokens")
         self.stop_tokens = graph.state(len(stops), INT32, name="stop_tokens", init=stops)
         self.cursor = graph.scalar("cursor")
+        self.prompts_id = graph.scalar("prompts_id", UINT32)
+        self.latest_id = graph.state(1, UINT32, name="latest_id")
         self.temperature = graph.scalar("temperature", FP32)
         self.top_k = graph.scalar("top_k")
         self.top_p = graph.scalar("top_p", FP32, init=1)
@@ -146,6 +151,7 @@ class Llama(Module):
             graph.assign(self.position, begin + ops.minimum(left, chunk))
             self._begin_decode()
             graph.assign(self.cursor, self.cursor + chunk)
+            graph.assign(self.latest_id, self.prompts_id)
 
     def _begin_decode(self) -> None:
         """Let rows that have a prompt go on from its last token."""
@@ -165,19 +171,17 @@ class Llama(Module):
                 tokens = self.token.reshape(self.batch, 1)
                 x = self.model(tokens, Step(self.angles, self.position, length))
             with graph.stage(self.stages - 1):
-                row = self.model.norm(x).reshape(self.batch, self.config.hidden_size)
-                logits = self._head(row)
+                row = self.model.norm(x.reshape(self.batch, self.config.hidden_size))
+                logits = self._head.product(row, FP32, name="logits")
                 found = ops.sample(
                     logits, length, self.temperature, self.top_k, self.top_p, self.seed
                 )
                 self._take(found, length)
         return logits
 
-    def _head(self, row: Tensor) -> Tensor:
-        if self.config.tie_word_embeddings:
-            return self.model.embed_tokens.product(row, FP32)
-        logits: Tensor = self.lm_head(row)
-        return logits
+    @property
+    def _head(self) -> Head:
+        return self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
 
     def _take(self, found: Tensor, length: Tensor) -> None:
         """Note down the tokens of rows that go on, and end the run if none does."""

@@ -108,13 +108,15 @@ class Matrix(Module):
         self.weight = place.weight((outputs, inputs), shard)
         self.weight_scale = place.scale(outputs, cut if is_row_cut else None)
 
-    def product(self, x: Tensor, dtype: DType) -> Tensor:
+    def product(self, x: Tensor, dtype: DType, *, name: str | None = None) -> Tensor:
         """Return x weight^T, rounded once."""
         if self.weight_scale is None:
-            return ops.matmul(x, self.weight, transpose_other=True, dtype=dtype)
+            return ops.matmul(x, self.weight, transpose_other=True, dtype=dtype, name=name)
         units = ops.matmul(x, self.weight, transpose_other=True, dtype=FP32)
-        product = units * self.weight_scale.reshape(-1)
-        return product if dtype is FP32 else ops.cast(product, dtype)
+        scale = self.weight_scale.reshape(-1)
+        if dtype is FP32:
+            return ops.mul(units, scale, name=name)
+        return ops.cast(units * scale, dtype, name=name)
 
 
 class Linear(Matrix):
@@ -125,16 +127,26 @@ class Linear(Matrix):
         return self.product(x, x.dtype)
 
 
+class Sum(Matrix):
+    """A product that is added to others: in fp32, and so are the parts that ranks have of it."""
+
+    def __init__(self, place: Place, inputs: int, outputs: int) -> None:
+        super().__init__(place, inputs, outputs, is_row_cut=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x weight^T, in fp32."""
+        return self.product(x, FP32)
+
+
 class Head(Matrix):
-    """Logits of all words; in fp32, since near ones round to the same number of 16 bits."""
+    """What logits of all words are products with.
+
+    They are fp32: rounded to 16 bits, near ties would be decided by how ranks add up.
+    """
 
     def __init__(self, place: Place) -> None:
         config = place.config
         super().__init__(place, config.hidden_size, config.vocab_size, is_row_cut=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, fp32 (B, vocabulary), of x (B, hidden)."""
-        return self.product(x, FP32)
 
 
 class Embedding(Head):
@@ -161,7 +173,7 @@ class Attention(Module):
         self.q_proj = Linear(place.inner("q_proj"), hidden, inner, is_row_cut=True)
         self.k_proj = Linear(place.inner("k_proj"), hidden, outer, is_row_cut=True)
         self.v_proj = Linear(place.inner("v_proj"), hidden, outer, is_row_cut=True)
-        self.o_proj = Linear(place.inner("o_proj"), inner, hidden, is_row_cut=False)
+        self.o_proj = Sum(place.inner("o_proj"), inner, hidden)
         shape = (place.batch, place.capacity, self.groups, self.depth)
         self.keys, self.values = (
             place.graph.state(shape, place.dtype, name=f"{place.name}.{name}")
@@ -176,7 +188,7 @@ class Attention(Module):
         return keys, ops.scatter(self.values, value, step.position, axis=1)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        """Return what x (B, T, hidden) finds in the caches, itself included."""
+        """Return what x (B, T, hidden) finds in the caches, itself included; in fp32."""
         query = self._turned(self._split(self.q_proj(x), self.heads), step)
         keys, values = self.fill(x, step)
         found = ops.attention(query, keys, values, step.length)
@@ -200,10 +212,10 @@ class Gated(Module):
         hidden, inner = place.config.hidden_size, place.config.intermediate_size
         self.gate_proj = Linear(place.inner("gate_proj"), hidden, inner, is_row_cut=True)
         self.up_proj = Linear(place.inner("up_proj"), hidden, inner, is_row_cut=True)
-        self.down_proj = Linear(place.inner("down_proj"), inner, hidden, is_row_cut=False)
+        self.down_proj = Sum(place.inner("down_proj"), inner, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's result for x (B, T, hidden)."""
+        """Return the layer's result for x (B, T, hidden), in fp32."""
         result: Tensor = self.down_proj(ops.silu(self.gate_proj(x)) * self.up_proj(x))
         return result
 
@@ -224,9 +236,9 @@ class Layer(Module):
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Return the next layer's input."""
         found: Tensor = self.self_attn(self.input_layernorm(x), step)
-        y = x + ops.cast(found, FP32)
+        y = x + found
         inner: Tensor = self.mlp(self.post_attention_layernorm(y))
-        return y + ops.cast(inner, FP32)
+        return y + inner
 
     def fill(self, x: Tensor, step: Step) -> None:
         """Write the caches alone: of a prompt's last layer nothing else is needed."""
