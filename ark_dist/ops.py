@@ -1437,6 +1437,7 @@ def rope(
     other: Tensor,
     position: Tensor | None = None,
     interleaved: bool = True,
+    dtype: DTypeLike | None = None,
     *,
     output: Tensor | None = None,
     name: str | None = None,
@@ -1453,13 +1454,14 @@ def rope(
     run with a TaskError.
 
     `other` is fp32 or has the dtype of `input`. Make it in float64: an angle of 100,000 radians has
-    no fraction left in fp32. Su et al. 2021.
+    no fraction left in fp32. The result has `dtype`, or that of `input`. Su et al. 2021.
 
     Args:
         input: the tensor to work on.
         other: cosines and sines of the angles, in pairs.
         position: int32, the table's row for row 0 of input.
         interleaved: pair neighbours, not elements i and i + R/2.
+        dtype: the dtype of the result.
         output: a state, or a tensor nobody used yet, to write into.
         name: a name for the result.
 
@@ -1470,7 +1472,16 @@ def rope(
         TypeError: where an argument has the wrong type, or a dtype is none of fp32, fp16, bf16.
         ValueError: where shapes or attributes do not fit, or models differ.
     """
-    return apply("rope", input, other, position, interleaved=interleaved, output=output, name=name)
+    return apply(
+        "rope",
+        input,
+        other,
+        position,
+        interleaved=interleaved,
+        dtype=dtype,
+        output=output,
+        name=name,
+    )
 
 
 def rsqrt(input: Tensor, *, output: Tensor | None = None, name: str | None = None) -> Tensor:
@@ -2596,6 +2607,7 @@ class TensorOps:
         other: Tensor,
         position: Tensor | None = None,
         interleaved: bool = True,
+        dtype: DTypeLike | None = None,
         *,
         output: Tensor | None = None,
         name: str | None = None,
@@ -2610,6 +2622,7 @@ class TensorOps:
             other,
             position,
             interleaved=interleaved,
+            dtype=dtype,
             output=output,
             name=name,
         )
@@ -3740,6 +3753,7 @@ class ModelOps:
         other: Tensor,
         position: Tensor | None = None,
         interleaved: bool = True,
+        dtype: DTypeLike | None = None,
         *,
         output: Tensor | None = None,
         name: str | None = None,
@@ -3754,6 +3768,7 @@ class ModelOps:
             other,
             position,
             interleaved=interleaved,
+            dtype=dtype,
             output=output,
             name=name,
             model=self,

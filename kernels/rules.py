@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from ark_dist.core.dtype import BOOL, FLOATS, NUMBERS, DType
+from ark_dist.core.dtype import BOOL, DTYPES, FLOATS, NUMBERS, DType
 from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, register
 from ark_dist.core.shape import Box, Shape, box_size, broadcast_shapes, full_box
 from ark_dist.core.target import Cost, Target
@@ -46,6 +46,16 @@ def int_attr(attrs: Attrs, name: str) -> int:
     value = attrs[name]
     assert isinstance(value, int), f"{name} is {value!r}"
     return value
+
+
+def float_attr(name: str, attrs: Attrs, default: DType) -> DType:
+    """The float that an operator's result is asked to have; TypeError for another dtype."""
+    wanted = attrs["dtype"]
+    if wanted is None:
+        return default
+    if wanted not in FLOATS:
+        raise TypeError(f"{name}: dtype {wanted!r} is not supported; use {', '.join(FLOATS)}")
+    return DTYPES[str(wanted)]
 
 
 def check_part_count(name: str, count: int) -> int:

@@ -182,14 +182,14 @@ class Attention(Module):
 
     def fill(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Write the keys and values of x (B, T, hidden) into the caches; returns those."""
-        key = self._turned(self._split(self.k_proj(x), self.groups), step)
+        key = self._turned(self.k_proj, self.groups, x, step)
         value = self._split(self.v_proj(x), self.groups)
         keys = ops.scatter(self.keys, key, step.position, axis=1)
         return keys, ops.scatter(self.values, value, step.position, axis=1)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Return what x (B, T, hidden) finds in the caches, itself included; in fp32."""
-        query = self._turned(self._split(self.q_proj(x), self.heads), step)
+        query = self._turned(self.q_proj, self.heads, x, step)
         keys, values = self.fill(x, step)
         found = ops.attention(query, keys, values, step.length)
         batch, times = x.shape[:2]
@@ -200,8 +200,10 @@ class Attention(Module):
         batch, times = x.shape[:2]
         return x.reshape(batch, times, count, self.depth)
 
-    def _turned(self, x: Tensor, step: Step) -> Tensor:
-        return ops.rope(x, step.angles, step.position, interleaved=False)
+    def _turned(self, projection: Linear, count: int, x: Tensor, step: Step) -> Tensor:
+        """Queries or keys, rounded once: after the rotary embedding."""
+        heads = self._split(projection.product(x, FP32), count)
+        return ops.rope(heads, step.angles, step.position, interleaved=False, dtype=x.dtype)
 
 
 class Gated(Module):

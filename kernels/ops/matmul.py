@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from ark_dist.core.dtype import DTYPES, FLOATS, INT8, DType
+from ark_dist.core.dtype import FLOATS, INT8
 from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, Step, register
 from ark_dist.core.shape import MAX_DIMS, Box, Shape, box_shape, broadcast_shapes, full_box
 from ark_dist.core.target import Cost, Target
@@ -17,6 +17,7 @@ from ark_dist.kernels.rules import (
     broadcast_box,
     check_dtypes,
     cut,
+    float_attr,
     int_attr,
     parts_worth,
     spread,
@@ -62,16 +63,8 @@ def result_spec(specs: Specs, attrs: Attrs) -> Spec:
         )
     if not isinstance(attrs["splitk"], int) or attrs["splitk"] < 1:
         raise ValueError(f"matmul: splitk is {attrs['splitk']!r}; it must be 1 or more")
-    return Spec((*broadcast_shapes("matmul", a_batch, b_batch), m, n), _dtype(a, attrs))
-
-
-def _dtype(a: Spec, attrs: Attrs) -> DType:
-    name = attrs["dtype"]
-    if name is None:
-        return a.dtype
-    if name not in FLOATS:
-        raise TypeError(f"matmul: dtype {name!r} is not supported; use {', '.join(FLOATS)}")
-    return DTYPES[str(name)]
+    shape = (*broadcast_shapes("matmul", a_batch, b_batch), m, n)
+    return Spec(shape, float_attr("matmul", attrs, a.dtype))
 
 
 def in_boxes(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> tuple[Box, ...]:

@@ -42,19 +42,19 @@ struct ark_rope_table<Table, ark_absent, Out> {
 };
 
 // One pair: elements `first` and `second` of x, in steps of their tensors.
-template <class A, class T>
-ARK_FN void ark_rope_pair(const T* x, T* y, const A* angle, int64_t angle_step, int64_t first,
+template <class A, class T, class Y>
+ARK_FN void ark_rope_pair(const T* x, Y* y, const A* angle, int64_t angle_step, int64_t first,
                           int64_t second, int64_t x_step, int64_t y_step) {
   const float a = ark_load<T>(x[first * x_step]), b = ark_load<T>(x[second * x_step]);
   const float c = ark_load<A>(angle[0]), s = ark_load<A>(angle[angle_step]);
-  y[first * y_step] = ark_store<T>(a * c - b * s);
-  y[second * y_step] = ark_store<T>(b * c + a * s);
+  y[first * y_step] = ark_store<Y>(a * c - b * s);
+  y[second * y_step] = ark_store<Y>(b * c + a * s);
 }
 
 #if !defined(ARK_GPU)
 // All pairs of a row, as fp32 in pieces; of rows that are side by side in memory.
-template <class A, class T>
-ARK_FN void ark_rope_row(const T* x, T* y, const A* angles, int64_t half, bool interleaved) {
+template <class A, class T, class Y>
+ARK_FN void ark_rope_row(const T* x, Y* y, const A* angles, int64_t half, bool interleaved) {
   float values[ARK_PIECE], turned[ARK_PIECE], factors[ARK_PIECE];
   ark_widen(values, x, 2 * half);
   ark_widen(factors, angles, 2 * half);
@@ -71,11 +71,11 @@ ARK_FN void ark_rope_row(const T* x, T* y, const A* angles, int64_t half, bool i
 }
 #endif
 
-template <class Team, class T, class A, int DIMS, int TABLE_DIMS, class Position>
+template <class Team, class T, class Y, class A, int DIMS, int TABLE_DIMS, class Position>
 ARK_FN void ark_rope(const Team& team, const ark_call& call, const ark_tile<const T, DIMS>& in,
                      const ark_tile<const A, TABLE_DIMS>& table, const Position& position,
-                     const ark_tile<T, DIMS>& out, bool interleaved) {
-  const ark_rope_table<ark_tile<const A, TABLE_DIMS>, Position, ark_tile<T, DIMS>> rows{
+                     const ark_tile<Y, DIMS>& out, bool interleaved) {
+  const ark_rope_table<ark_tile<const A, TABLE_DIMS>, Position, ark_tile<Y, DIMS>> rows{
       table, position, out};
   if constexpr (ark_is_given<Position>) {
     if (!rows.check(call)) return;
@@ -87,7 +87,7 @@ ARK_FN void ark_rope(const Team& team, const ark_call& call, const ark_tile<cons
   const int64_t row_count = ark_quotient(out.count(), out.size(last));
   const bool is_plain = x_step == 1 && y_step == 1 && angle_step == 1;
 #if !defined(ARK_GPU)
-  constexpr bool is_narrow = sizeof(T) < sizeof(float) || sizeof(A) < sizeof(float);
+  constexpr bool is_narrow = sizeof(T) + sizeof(Y) + sizeof(A) < 3 * sizeof(float);
   if (is_narrow && is_plain && 2 * half <= ARK_PIECE) {
     for (int64_t row = 0; row < row_count; ++row) {
       const ark_position<DIMS> at(out, row);
@@ -99,7 +99,7 @@ ARK_FN void ark_rope(const Team& team, const ark_call& call, const ark_tile<cons
   ark_each_cell(team, row_count, half, [&](int64_t row) {
     const ark_position<DIMS> at(out, row);
     const T* x = in.data + at.in(in);
-    T* y = out.data + at.in(out);
+    Y* y = out.data + at.in(out);
     const A* angles = table.data + rows.offset(at);
     return [=](int64_t i) {
       const int64_t first = interleaved ? 2 * i : i, second = interleaved ? 2 * i + 1 : i + half;
@@ -113,7 +113,7 @@ ARK_FN void ark_rope(const Team& team, const ark_call& call, const ark_tile<cons
   ark_each_cell(team, row_count, rest, [&](int64_t row) {
     const ark_position<DIMS> at(out, row);
     const T* x = in.data + at.in(in) + 2 * half * x_step;
-    T* y = out.data + at.in(out) + 2 * half * y_step;
-    return [=](int64_t i) { y[i * y_step] = x[i * x_step]; };
+    Y* y = out.data + at.in(out) + 2 * half * y_step;
+    return [=](int64_t i) { y[i * y_step] = ark_store<Y>(ark_load<T>(x[i * x_step])); };
   });
 }

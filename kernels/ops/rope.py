@@ -13,6 +13,7 @@ from ark_dist.kernels.rules import (
     INPUT,
     broadcast_box,
     check_dtypes,
+    float_attr,
     map_cost,
     parts_worth,
     per_row_term,
@@ -31,7 +32,7 @@ the table; `position` is int32 of shape (), (1,) or (B,). A row outside of the t
 with a TaskError.
 
 `other` is fp32 or has the dtype of `input`. Make it in float64: an angle of 100,000 radians has
-no fraction left in fp32. Su et al. 2021."""
+no fraction left in fp32. The result has `dtype`, or that of `input`. Su et al. 2021."""
 Floats = npt.NDArray[np.float64]
 FAILURE = "position {value} is outside the table of {limit} rows"
 
@@ -51,7 +52,7 @@ def _infer(specs: Specs, attrs: Attrs) -> Spec:
         _check_table(x, table, specs[2])
     else:
         _check_broadcast(x, table)
-    return x
+    return Spec(x.shape, float_attr("rope", attrs, x.dtype))
 
 
 def _check_table(x: Spec, table: Spec, position: Spec) -> None:
@@ -116,7 +117,7 @@ def _tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, 
 
 
 def _cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
-    cost = map_cost((out,), out, attrs, box)
+    cost = map_cost((specs[0],), out, attrs, box)
     # Per element two products and a sum, and half a table entry that is mostly in cache.
     return Cost(cost.bytes, 3 * cost.ops)
 
@@ -139,6 +140,7 @@ register(
                 "position", "Tensor | None", "int32, the table's row for row 0 of input", "None"
             ),
             Argument("interleaved", "bool", "pair neighbours, not elements i and i + R/2", "True"),
+            Argument("dtype", "DTypeLike | None", "the dtype of the result", "None"),
         ),
         dtypes=FLOATS,
         infer=_infer,
