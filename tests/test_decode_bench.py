@@ -31,19 +31,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "model"
 
 
-def test_each_case_has_a_row_with_its_floor(folder: Path) -> None:
-    rows = decode(effort=QUICK, folder_of=lambda dtype: folder)
+def test_each_case_has_a_row_with_its_floor(folder: Path, tmp_path: Path) -> None:
+    narrow = tmp_path / "narrow"
+    convert_gguf(folder.parent / "a.gguf", narrow, dtype="int8")
+    rows = decode(effort=QUICK, folder_of={"bf16": folder, "int8": narrow}.__getitem__)
     found = [(row.bench, row.case, row.dtype, row.ranks, row.workers, row.unit) for row in rows]
     assert list(dict.fromkeys(found)) == [
         ("decode", "smollm2-135m", "bf16", 1, 2, "tokens/s"),
         ("decode", "smollm2-135m", "bf16", 2, 1, "tokens/s"),
+        ("decode", "smollm2-135m", "int8", 1, 2, "tokens/s"),
         ("decode", "smollm2-135m batch 8", "bf16", 1, 2, "tokens/s"),
         ("decode", "smollm2-135m prefill 512", "bf16", 1, 2, "ms"),
     ]
     assert all(row.ours > 0 and row.floor and row.of_floor for row in rows)
     assert all((row.peer is None) == (row.ratio is None) for row in rows)
     ours = [(row.ranks, row.case[13:]) for row in rows if row.peer_name == bench.ONE_ROW.title]
-    assert ours == [(2, ""), (1, "batch 8")]
+    assert ours == [(2, ""), (1, ""), (1, "batch 8")]
 
 
 def test_weights_of_another_dtype_are_one_more_case(

@@ -61,7 +61,9 @@ def run_positions(device: str, isa: str, workers: int, dtype: str, count: int) -
         table_leaf, table = strided(builder, (40, turned), table_dtype, rng)
         position = builder.tensor([(), (1,), (b,)][int(rng.integers(3))], "int32")
         interleaved = bool(rng.random() < 0.5)
-        y = builder.apply("rope", [x, table, position], {"interleaved": interleaved})
+        out = str(rng.choice([dtype, *DTYPES]))
+        attributes = {"interleaved": interleaved, "dtype": None if out == dtype else out}
+        y = builder.apply("rope", [x, table, position], attributes)
         builder.keep(y)
         cases.append((leaf, x, table_leaf, table, position, interleaved, y))
     with launched(builder.freeze(), eager(cpu_target(workers, isa)), device) as session:
@@ -78,7 +80,7 @@ def run_positions(device: str, isa: str, workers: int, dtype: str, count: int) -
             starts = np.broadcast_to(first, x.view.shape[:1])
             chosen = rows[starts[:, None] + np.arange(x.view.shape[1])][:, :, None, :]
             check(session.read(y.view), seen.astype(np.float64), complex_pairs(chosen),
-                  interleaved, dtype)  # fmt: skip
+                  interleaved, y.view.dtype.name)  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

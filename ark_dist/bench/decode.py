@@ -98,6 +98,7 @@ ONE_ROW = Case(MODEL)
 CASES = (
     ONE_ROW,
     Case(MODEL, ranks=2, over=ONE_ROW),
+    Case(MODEL, dtype="int8", over=ONE_ROW),
     Case(f"{MODEL} batch {BATCH}", batch=BATCH, over=ONE_ROW),
     Case(f"{MODEL} prefill {PROMPT_TOKENS}", is_prefill=True),
 )
