@@ -266,7 +266,14 @@ struct ark_attention_product {
   int64_t b_stride, depth, columns;
   const float* factors;  // of what the sums are before, or null
   bool is_first;         // the sums are 0 before
+  int64_t ahead = 0;     // from a row of b to one that is read soon, if it is not 0
 };
+
+// Ask for the lines of `bytes` that are read soon.
+ARK_FN void ark_attention_ask(const void* from, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += ARK_LINE_BYTES)
+    __builtin_prefetch(static_cast<const char*>(from) + at);
+}
 
 template <class Units, int ROWS, int VECTORS, class B>
 ARK_FN void ark_attention_micro(const ark_attention_product<B>& p, int64_t column) {
@@ -288,6 +295,7 @@ ARK_FN void ark_attention_micro(const ark_attention_product<B>& p, int64_t colum
     ark_attention_vector x[VECTORS];
     ARK_UNROLL
     for (int v = 0; v < VECTORS; ++v) x[v] = ark_attention_widened(b + v * ARK_ATTENTION_LANES);
+    if (p.ahead != 0) ark_attention_ask(b + p.ahead, VECTORS * ARK_ATTENTION_LANES * sizeof(B));
     ARK_UNROLL
     for (int r = 0; r < ROWS; ++r) {
       const ark_attention_vector y = Units::every(a + r * ARK_ATTENTION_KEYS);

@@ -96,11 +96,15 @@ ARK_PART void ark_attention_turned(const ark_attention_memory& m,
   }
 }
 
-// Scores of few rows: dot products with keys that lie `bytes` apart.
+// Scores of few rows: dot products with keys that lie `bytes` apart; `ahead` bytes behind them lie
+// those that come next.
 template <class Units>
 ARK_PART void ark_attention_dots(const ark_attention_memory& m, int64_t rows, const char* keys,
-                                 int64_t bytes, int64_t n) {
+                                 int64_t bytes, int64_t n, int64_t ahead) {
   for (int64_t j = 0; j < n; j += ARK_ATTENTION_LANES, keys += ARK_ATTENTION_LANES * bytes) {
+    if (ahead != 0)
+      for (int i = 0; i < ARK_ATTENTION_LANES; ++i)
+        ark_attention_ask(keys + i * bytes + ahead, m.depth * int64_t(sizeof(float)));
     for (int64_t r = 0; r < rows; ++r) {
       ark_attention_vector x[ARK_ATTENTION_LANES] = {};
       for (int64_t u = 0; u < m.depth; u += ARK_ATTENTION_LANES) {
@@ -187,12 +191,13 @@ ARK_FN void ark_attention_scores(const ark_attention_memory& m, int64_t first, i
 // sums = sums * factor + weights * values.
 template <class T>
 ARK_FN void ark_attention_values(const ark_attention_memory& m, int64_t first, int64_t count,
-                                 const T* values, int64_t stride, int64_t before) {
+                                 const T* values, int64_t stride, int64_t before,
+                                 int64_t ahead) {
   ark_attention_pieces(first, count, [&](auto piece, int64_t r) {
     const int64_t whole = ark_attention_seen(m, r, before);
     float* sums = m.sums + r * m.width;
     ark_attention_multiply<ark_attention_floats, piece.rows, T>(
-        {sums, m.width, m.score(r), values, stride, whole, m.width, m.factors + r, false});
+        {sums, m.width, m.score(r), values, stride, whole, m.width, m.factors + r, false, ahead});
     // A row has no part in what it doesn't see, not even as 0 times NaN.
     for (int64_t i = 1; i < piece.rows; ++i) {
       const int64_t rest = ark_attention_seen(m, r + i, before) - whole;
@@ -204,22 +209,25 @@ ARK_FN void ark_attention_values(const ark_attention_memory& m, int64_t first, i
   });
 }
 
-// Take a block of keys, before which `before` come, into the sums of the rows from `first` on.
+// Take a block of keys, before which `before` come, into the sums of the rows from `first` on; the
+// next one lies `ahead` keys behind it, if that is not 0.
 template <class T>
 ARK_FN void ark_attention_block(const ark_attention_memory& m, int64_t first, int64_t count,
                                 const ark_attention_lines<T>& keys,
                                 const ark_attention_lines<T>& values, int64_t n, int64_t depth,
-                                int64_t width, int64_t before, float scale, bool is_few) {
+                                int64_t width, int64_t before, float scale, bool is_few,
+                                int64_t ahead) {
   typedef ark_attention_units<T> Units;
   if (is_few) {
     const char* data = reinterpret_cast<const char*>(keys.data);
-    int64_t bytes = keys.row_stride * int64_t(sizeof(T));
+    int64_t bytes = keys.row_stride * int64_t(sizeof(T)), ahead_bytes = ahead * bytes;
     if (n < ARK_ATTENTION_KEYS || !keys.template is_plain<Units>(depth)) {
       ark_attention_rows_of<Units>(m.keys, m.depth, keys, n, depth);
       data = reinterpret_cast<const char*>(m.keys);
       bytes = m.depth * int64_t(sizeof(float));
+      ahead_bytes = 0;
     }
-    ark_attention_dots<Units>(m, count, data, bytes, n);
+    ark_attention_dots<Units>(m, count, data, bytes, n, ahead_bytes);
   } else {
     ark_attention_turned<Units>(m, keys, n, depth);
     ark_attention_scores<Units>(m, first, count, (depth + Units::elements - 1) / Units::elements,
@@ -228,11 +236,12 @@ ARK_FN void ark_attention_block(const ark_attention_memory& m, int64_t first, in
   ark_attention_weights(m, first, count, before, scale);
   if constexpr (ark_attention_widens<T>)
     if (is_few && values.is_whole(width, 1)) {
-      ark_attention_values(m, first, count, values.data, values.row_stride, before);
+      ark_attention_values(m, first, count, values.data, values.row_stride, before,
+                           ahead * values.row_stride);
       return;
     }
   ark_attention_rows_of<ark_attention_floats>(m.values, m.width, values, n, width);
-  ark_attention_values(m, first, count, m.values, m.width, before);
+  ark_attention_values(m, first, count, m.values, m.width, before, 0);
 }
 
 // --- rows ---------------------------------------------------------------------------------------
@@ -267,7 +276,7 @@ ARK_PART void ark_attention_sums(ark_attention_memory& m, const ark_attention_ro
                                         v.stride(3)};
     ark_attention_block(m, first, rows.count, keys, values,
                         left < ARK_ATTENTION_KEYS ? left : ARK_ATTENTION_KEYS, depth, width, before,
-                        scale, rows.is_few);
+                        scale, rows.is_few, step * ARK_ATTENTION_KEYS);
   }
 }
 
