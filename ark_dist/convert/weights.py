@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from ark_dist.checkpoint.shards import Layout
-from ark_dist.convert.int8 import SUFFIX, quantize
+from ark_dist.convert.int8 import SUFFIX, quantize, row_scales
 from ark_dist.core.dtype import DTYPES, FP32, INT8
 from ark_dist.core.shape import Shape
 from ark_dist.safetensors_file import Array
@@ -32,7 +32,6 @@ class Weights:
     def __init__(self, shapes: Mapping[str, Shape], read: Read, dtype: str) -> None:
         """Take the tensors of the source, what reads one, and one of `TARGET_DTYPES`."""
         self._read = read
-        self._quantized: tuple[str, tuple[Array, Array]] | None = None
         is_int8 = dtype == INT8.name
         plain = DTYPES[BESIDE_INT8 if is_int8 else dtype].numpy
         self.layouts: dict[str, Layout] = {}
@@ -49,14 +48,13 @@ class Weights:
         return sum(layout.size_bytes for layout in self.layouts.values())
 
     def read(self, name: str) -> Array:
-        """Return a tensor."""
-        source = name.removesuffix(SUFFIX)
-        if source != name or self.layouts[name].dtype == INT8.numpy:
-            return self._quantize(source)[source != name]
-        return self._read(name, self.layouts[name].dtype)
+        """Return a tensor.
 
-    def _quantize(self, name: str) -> tuple[Array, Array]:
-        """The matrix and its scales; those of the latest are kept, since both are asked for."""
-        if self._quantized is None or self._quantized[0] != name:
-            self._quantized = name, quantize(self._read(name, FP32.numpy))
-        return self._quantized[1]
+        A matrix and its scales each read the source: files hold the scales of many matrices first.
+        """
+        source = name.removesuffix(SUFFIX)
+        if source != name:
+            return row_scales(self._read(source, FP32.numpy))
+        if self.layouts[name].dtype == INT8.numpy:
+            return quantize(self._read(name, FP32.numpy))[0]
+        return self._read(name, self.layouts[name].dtype)
