@@ -128,7 +128,7 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Turn a GGUF file into a folder as Hugging Face has it: config, weights, tokenizer."""
-    from ark_dist.convert.folder import convert_gguf
+    from ark_dist.convert.gguf_folder import convert_gguf
 
     if not source.exists():
         _fail(f"{source} is not there; name a GGUF file")
