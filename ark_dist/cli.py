@@ -122,17 +122,24 @@ app.command()(demo)
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="The GGUF file of a Llama-family model.")],
+    source: Annotated[
+        Path, typer.Argument(help="A Llama-family model: its GGUF file or Hugging Face folder.")
+    ],
     target: Annotated[Path, typer.Argument(help="The folder to make; it must not be there.")],
     dtype: Annotated[str, typer.Option(help="Of the weights: bf16, fp16, fp32 or int8.")] = "bf16",
     as_json: AsJson = False,
 ) -> None:
-    """Turn a GGUF file into a folder as Hugging Face has it: config, weights, tokenizer."""
-    from ark_dist.convert.folder import convert_gguf
+    """Turn a GGUF file or a folder into a folder as Hugging Face has it, its weights of --dtype.
+
+    With int8 all matrices are, with a scale per row; all else is bf16 then.
+    """
+    from ark_dist.convert.checkpoint import convert_folder
+    from ark_dist.convert.gguf_folder import convert_gguf
 
     if not source.exists():
-        _fail(f"{source} is not there; name a GGUF file")
-    done = convert_gguf(source, target, dtype=dtype, is_shown=True)
+        _fail(f"{source} is not there; name a folder as Hugging Face has it, or a GGUF file")
+    make = convert_folder if source.is_dir() else convert_gguf
+    done = make(source, target, dtype=dtype, is_shown=True)
     size = f"{done.size_bytes / 1e6:.0f} MB"
     told = f"{done.tensors} tensors, {size} of {done.dtype}, in {done.path}"
     print(json.dumps(asdict(done)) if as_json else told)

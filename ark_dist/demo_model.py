@@ -101,7 +101,7 @@ def fetch_model(
     folder = root / f"{model.name}-{dtype}-{LAYOUT}"
     if folder.is_dir():  # it appears whole, by one rename
         return folder
-    from ark_dist.convert.folder import convert_gguf  # here: what is there is not converted
+    from ark_dist.convert.gguf_folder import convert_gguf  # here: what is there is not converted
 
     with _working(root, model, timeout_s):
         if not folder.is_dir():

@@ -14,9 +14,10 @@ import numpy.typing as npt
 import pytest
 
 import ark_dist as ark
-from ark_dist.convert.folder import Converted, convert_gguf
+from ark_dist.convert.gguf_folder import convert_gguf
 from ark_dist.convert.int8 import quantize
 from ark_dist.convert.llama import unweave
+from ark_dist.convert.target_folder import Converted
 from ark_dist.core.errors import ArkError, CheckpointError, ConfigError
 from ark_dist.core.settings import child_environment
 from ark_dist.launch.exit_codes import BAD_CONFIG, BAD_FILE, exit_code

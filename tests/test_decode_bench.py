@@ -13,7 +13,7 @@ from ark_dist.bench.rows import Wanted
 from ark_dist.bench.text_peer import CONTEXT, Floats, Prompts, TextPeer, answer_questions, gaps
 from ark_dist.bench.timing import Effort
 from ark_dist.bench.transformers_peer import Transformers
-from ark_dist.convert.folder import convert_gguf
+from ark_dist.convert.gguf_folder import convert_gguf
 from ark_dist.core.errors import ConfigError
 from tests.gguf_models import changed, weights, write_gguf
 

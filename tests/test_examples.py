@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ark_dist.convert.folder import convert_gguf
+from ark_dist.convert.gguf_folder import convert_gguf
 from tests.gguf_models import write_gguf
 from tests.mpi import run_mpi
 

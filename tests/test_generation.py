@@ -12,7 +12,7 @@ import pytest
 import ark_dist as ark
 from ark_dist import world
 from ark_dist.comm.communicator import Communicator
-from ark_dist.convert.folder import convert_gguf
+from ark_dist.convert.gguf_folder import convert_gguf
 from ark_dist.generation import Generation, LanguageModel, generate
 from ark_dist.models.llama import NO_TOKEN
 from tests.gguf_models import write_gguf

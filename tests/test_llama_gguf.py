@@ -7,8 +7,8 @@ import pytest
 
 from ark_dist.bench.llama_gguf import write_llama_gguf
 from ark_dist.checkpoint.reader import open_checkpoint, read_all
-from ark_dist.convert.folder import convert_gguf
 from ark_dist.convert.gguf_file import open_gguf
+from ark_dist.convert.gguf_folder import convert_gguf
 from ark_dist.convert.llama import check_tensors, read_sizes, read_tensor, unweave, weave
 from ark_dist.core.dtype import DTYPES
 from tests.gguf_models import TinyLlama, changed, write_gguf

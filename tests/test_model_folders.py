@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import ark_dist as ark
-from ark_dist.convert.folder import convert_gguf
+from ark_dist.convert.gguf_folder import convert_gguf
 from ark_dist.core.op import Array
 from ark_dist.launch.exit_codes import BAD_CONFIG, BAD_FILE
 from tests.gguf_models import write_gguf

@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models
 
-from ark_dist.convert.folder import convert_gguf
+from ark_dist.convert.gguf_folder import convert_gguf
 from ark_dist.core.errors import CheckpointError, ConfigError
 from ark_dist.launch.exit_codes import BAD_FILE, exit_code
 from ark_dist.optional import tokenizers_errors

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from ark_dist.bounded_json import shown
+from ark_dist.convert.rounding import rounded
 from ark_dist.core.errors import CheckpointError, ShardCorruptError
 from ark_dist.optional import require
 from ark_dist.safetensors_file import Array, Dtype, check_name, open_regular, read_into
@@ -85,7 +86,7 @@ class Gguf:
         from gguf.quants import dequantize
 
         kind = self.tensors[name].kind
-        with np.errstate(all="ignore"):  # what is not finite is looked for below
+        with np.errstate(all="ignore"):  # `rounded` looks for what is not finite
             try:
                 exact = dequantize(raw, kind)
             except NotImplementedError:
@@ -93,17 +94,7 @@ class Gguf:
                     f"{self.path}: tensor {shown(name)} is of the format {kind.name}, which the "
                     "package gguf can't dequantize; convert a file of another format"
                 ) from None
-            rounded: Array = exact.astype(dtype)
-        if not np.isfinite(exact).all():
-            raise ShardCorruptError(
-                f"{self.path}: tensor {shown(name)} has values that are not finite; fetch it again"
-            )
-        if not np.isfinite(rounded).all():
-            raise CheckpointError(
-                f"{self.path}: tensor {shown(name)} has values up to {np.abs(exact).max():.3g}, "
-                f"too large for {dtype}; convert it to bf16"
-            )
-        return rounded
+        return rounded(exact, dtype, f"{self.path}: tensor {shown(name)}")
 
 
 @contextmanager
