@@ -20,6 +20,7 @@ from ark_dist.core.op import Array
 from ark_dist.executor import Executor
 from ark_dist.mesh import Mesh
 from ark_dist.model import Model
+from ark_dist.model_folder import open_weights
 from ark_dist.models.llama import NO_TOKEN, TENSOR_AXIS, Llama
 from ark_dist.models.llama_config import read_llama_config
 from ark_dist.tokenizer import TextStream, Tokenizer, load_tokenizer
@@ -206,7 +207,8 @@ class LanguageModel:
 
     def _load(self, folder: str | os.PathLike[str], *, is_cast: bool) -> None:
         try:
-            self.llama.load_state_dict(folder, cast=is_cast)
+            with open_weights(folder) as weights:
+                self.llama.load_state_dict(weights, cast=is_cast)
         except StateDictError as error:
             raise ModelConfigError(
                 f"{os.fspath(folder)}: its weights are not those of the model in its config.json; "

@@ -14,6 +14,7 @@ from ark_dist.core.errors import ModelConfigError
 from ark_dist.executor import Executor
 from ark_dist.mesh import Mesh
 from ark_dist.model import Model
+from ark_dist.model_folder import open_weights
 from ark_dist.models.bert import BATCH, TENSOR_AXIS, Bert
 from ark_dist.models.bert_config import read_bert_config
 from ark_dist.models.sentence_config import read_sentence_config
@@ -86,7 +87,8 @@ class SentenceEncoder:
         )
         try:
             self.executor.compile()
-            self.bert.load_state_dict(folder, cast=dtype is not None)
+            with open_weights(folder) as weights:
+                self.bert.load_state_dict(weights, cast=dtype is not None)
             self.executor.launch()
         except BaseException:
             self.executor.close()

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,39 @@ def test_ranks_write_what_one_writes(folder: Path) -> None:
         return found, "".join(told)
 
     assert on_ranks(2, work) == [(want, want[0].text)] * 2
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_folder_of_hugging_faces_cache_is_used_in_place(
+    folder: Path, tmp_path: Path, ranks: int
+) -> None:
+    snapshot, blobs = tmp_path / "snapshots" / "1f2e", tmp_path / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, path in enumerate(sorted(folder.iterdir())):
+        shutil.copy(path, blobs / str(number))
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+
+    def texts(place: Path) -> list[str]:
+        found = generate(place, "Once", max_new_tokens=8, device="cpu", workers=1)
+        return [each.text for each in found]
+
+    def work(communicator: Communicator) -> list[str]:
+        with world.use(communicator):
+            return texts(snapshot)
+
+    wanted = texts(folder)
+    assert all(found == wanted for found in on_ranks(ranks, work))
+
+
+def test_a_link_to_weights_elsewhere_is_refused(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "model"
+    shutil.copytree(folder, place)
+    (weights,) = place.glob("*.safetensors")
+    weights.rename(tmp_path / "elsewhere.safetensors")
+    weights.symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(ark.CheckpointError, match=r"found a link to .*elsewhere\.safetensors"):
+        generate(place, "Once", device="cpu")
 
 
 @pytest.mark.parametrize(

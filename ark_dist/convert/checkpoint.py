@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from ark_dist.bounded_json import shown
 from ark_dist.checkpoint.boxes import cut_box, inside
-from ark_dist.checkpoint.index import INDEX_NAME, SINGLE_NAME
-from ark_dist.checkpoint.reader import Checkpoint, open_checkpoint
+from ark_dist.checkpoint.reader import Checkpoint
 from ark_dist.checkpoint.saver import MAX_SHARD_BYTES
 from ark_dist.checkpoint.shards import Layout
 from ark_dist.convert.int8 import SUFFIX
@@ -31,6 +30,7 @@ from ark_dist.core.errors import CheckpointError
 from ark_dist.core.shape import box_shape, full_box
 from ark_dist.json_file import read_bytes
 from ark_dist.listing import listed
+from ark_dist.model_folder import check_links, open_weights, real_path
 from ark_dist.models import quantization as quantization_config
 from ark_dist.models.config_file import FILE, read_config
 from ark_dist.models.llama_config import llama_config
@@ -51,8 +51,6 @@ COPIED = (
 )
 # transformers 5 writes the second one.
 DTYPE_KEYS = ("torch_dtype", "dtype")
-# Where Hugging Face's cache has what the links in its folder `snapshots/<revision>` lead to.
-SNAPSHOTS, BLOBS = "snapshots", "blobs"
 # Elements that are read and rounded at a time.
 _PIECE_ELEMS = 4 << 20
 
@@ -89,10 +87,9 @@ def convert_folder(
     root = Path(source)
     _check_apart(root, Path(target))
     place = checked_place(Path(target))
-    _check_links(root, (FILE, INDEX_NAME, SINGLE_NAME, *COPIED))
+    check_links(root, (FILE, *COPIED))
     config = _config(root, dtype)
-    with open_checkpoint(root, allow_links=True) as checkpoint:
-        _check_links(root, {Path(info.file).name for info in checkpoint.tensors.values()})
+    with open_weights(root) as checkpoint:
         weights = _weights(checkpoint, dtype)
         files = _copied(root)
         with making(place) as folder:
@@ -104,33 +101,11 @@ def convert_folder(
 
 def _check_apart(root: Path, target: Path) -> None:
     """Refuse what would need room in the source, or be told to remove it."""
-    here, there = _real(root), _real(target)
+    here, there = real_path(root), real_path(target)
     if there.is_relative_to(here) or here.is_relative_to(there):
         raise CheckpointError(
             f"{target}: found the folder to convert, or one in it or around it; name another place"
         )
-
-
-def _check_links(root: Path, names: Iterable[str]) -> None:
-    """Refuse links that lead elsewhere than Hugging Face's do: what they name would be copied."""
-    folder = _real(root)
-    homes = [folder]
-    if folder.parent.name == SNAPSHOTS:
-        homes.append(folder.parent.parent / BLOBS)
-    for name in names:
-        path = root / name
-        if path.is_symlink():
-            found = _real(path)
-            if not any(found.is_relative_to(home) for home in homes):
-                raise CheckpointError(
-                    f"{path}: found a link to {found}, wanted a file of this folder or of Hugging "
-                    "Face's cache; copy it here if you trust it"
-                )
-
-
-def _real(path: Path) -> Path:
-    """Follow all links; Path.resolve raises RuntimeError for those that go round."""
-    return Path(os.path.realpath(path))
 
 
 def _config(root: Path, dtype: str) -> bytes:
