@@ -1,6 +1,7 @@
 """The command `ark-dist`: run, convert, doctor, bench, trace, explain, cache."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -171,6 +172,9 @@ def trace(
     picture: Annotated[
         Path | None, typer.Option(help="An SVG file for a picture of the last iteration.")
     ] = None,
+    until: Annotated[
+        float, typer.Option(help="Microseconds of the iteration that the picture shows.", min=0)
+    ] = math.inf,
     as_json: AsJson = False,
 ) -> None:
     """Run a program and write a trace of its kernels' tasks for Perfetto or chrome://tracing.
@@ -210,7 +214,7 @@ def trace(
     remove_parts(target)
     document = json.loads(target.read_text("utf-8"))
     if picture is not None:
-        picture.write_text(draw_iteration(document), "utf-8")
+        picture.write_text(draw_iteration(document, until_us=until), "utf-8")
     count = len(document["traceEvents"])
     row: dict[str, object] = {"path": str(out), "events": count}
     if "ark_dist" in document:

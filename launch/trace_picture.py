@@ -1,5 +1,6 @@
 """Draw one iteration of a trace as an SVG picture: a lane per worker, and where its time goes."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -27,17 +28,18 @@ class Span:
     length: float
 
 
-def draw_iteration(document: Mapping[str, object]) -> str:
+def draw_iteration(document: Mapping[str, object], *, until_us: float = math.inf) -> str:
     """Return an SVG of the last iteration in a trace.
 
     Args:
         document: a trace as `ark-dist trace` writes it.
+        until_us: draw what begins in the iteration's first microseconds, so many.
 
     Raises:
         ValueError: no task is in the trace.
     """
     events = cast(Sequence[Event], document["traceEvents"])
-    spans = _last_iteration(events)
+    spans = [span for span in _last_iteration(events) if span.start <= until_us]
     lanes = {lane: name for lane, name in _lane_names(events).items()}
     used = sorted({span.lane for span in spans})
     end = max(span.start + span.length for span in spans)

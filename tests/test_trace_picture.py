@@ -33,6 +33,17 @@ def texts(picture: str) -> list[str]:
     return [element.text or "" for element in ElementTree.fromstring(picture).iter(f"{SVG}text")]
 
 
+def test_the_beginning_of_an_iteration_can_be_drawn() -> None:
+    made = document(
+        span("matmul", 0, 2000.0, 80.0, 1),
+        span("add", 1, 2010.0, 90.0, 1),
+        span("late", 0, 2080.0, 900.0, 1),
+    )
+    found = texts(draw_iteration(made, until_us=50.0))
+    assert "add: 90.0 us of 200.0 us, 45.0%" in found
+    assert not any("late" in text for text in found)
+
+
 def test_the_last_iteration_is_drawn_with_what_each_kind_took() -> None:
     picture = draw_iteration(
         document(
