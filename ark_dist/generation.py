@@ -14,6 +14,7 @@ from types import TracebackType
 import numpy as np
 
 from ark_dist.chat_template import Message
+from ark_dist.checkpoint.reader import Checkpoint
 from ark_dist.context import world_size
 from ark_dist.core.errors import ModelConfigError, StateDictError
 from ark_dist.core.op import Array
@@ -121,24 +122,25 @@ class LanguageModel:
         self.tokenizer: Tokenizer = load_tokenizer(folder)
         if mesh is None and world_size() > 1:
             mesh = Mesh({TENSOR_AXIS: -1})
-        started = time.perf_counter()
-        self.llama = Llama(
-            config, batch=batch, context=context, mesh=mesh, dtype=dtype, graph=Model("llama")
-        )
-        self.executor = Executor(
-            model=self.llama.graph, device=device, workers=workers, mesh=mesh, name="llama"
-        )
         self.timing = Timing(0.0, 0.0, 0)
-        try:
-            self.executor.compile()
-            compiled = time.perf_counter()
-            self._load(folder, is_cast=dtype is not None)
-            self.compile_s, self.load_s = compiled - started, time.perf_counter() - compiled
-            self._check_stops(folder)
-            self.executor.launch()
-        except BaseException:
-            self.executor.close()
-            raise
+        with open_weights(folder) as weights:  # what is wrong with them comes before all work
+            started = time.perf_counter()
+            self.llama = Llama(
+                config, batch=batch, context=context, mesh=mesh, dtype=dtype, graph=Model("llama")
+            )
+            self.executor = Executor(
+                model=self.llama.graph, device=device, workers=workers, mesh=mesh, name="llama"
+            )
+            try:
+                self.executor.compile()
+                compiled = time.perf_counter()
+                self._load(weights, is_cast=dtype is not None)
+                self.compile_s, self.load_s = compiled - started, time.perf_counter() - compiled
+                self._check_stops(folder)
+                self.executor.launch()
+            except BaseException:
+                self.executor.close()
+                raise
 
     def generate(
         self,
@@ -205,13 +207,12 @@ class LanguageModel:
     ) -> None:
         self.close()
 
-    def _load(self, folder: str | os.PathLike[str], *, is_cast: bool) -> None:
+    def _load(self, weights: Checkpoint, *, is_cast: bool) -> None:
         try:
-            with open_weights(folder) as weights:
-                self.llama.load_state_dict(weights, cast=is_cast)
+            self.llama.load_state_dict(weights, cast=is_cast)
         except StateDictError as error:
             raise ModelConfigError(
-                f"{os.fspath(folder)}: its weights are not those of the model in its config.json; "
+                f"{weights.path}: its weights are not those of the model in its config.json; "
                 f"{error}"
             ) from None
 

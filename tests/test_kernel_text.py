@@ -187,7 +187,8 @@ def check_task(
     task = method.tasks[task_id]
     assert row["id"] == task_id
     assert row["counter"] == first_counter + method.signals[task_id]
-    assert row["flags"] == {"none": 0, "effect": abi.EFFECT, "stop": abi.STOP}[task.effect]
+    kind = int(row["flags"]) & ((1 << abi.SLOTS_SHIFT) - 1)
+    assert kind == {"none": 0, "effect": abi.EFFECT, "stop": abi.STOP}[task.effect]
     first, count = int(row["waits"]), int(row["wait_count"])
     found = [tuple(int(v) for v in w) for w in tables.waits[first : first + count].tolist()]
     wanted = []

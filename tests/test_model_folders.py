@@ -102,7 +102,8 @@ def folder(request: pytest.FixtureRequest, whole: Path, tmp_path: Path) -> tuple
 @pytest.mark.parametrize("folder", DAMAGE, indirect=True)
 def test_a_folder_that_is_damaged_or_not_whole_is_one_sentence(folder: tuple[Path, str]) -> None:
     path, text = folder
-    done = run("demo", "hello", "--model", str(path), "--context", "40")
+    arguments = "demo", "hello", "--model", str(path), "--context", "40"
+    done = run(*arguments, ARK_DIST_LOG="WARNING")
     assert done.returncode == BAD_FILE, done
     assert done.stderr.startswith(f"ark-dist: {path}")
     assert text in done.stderr

@@ -45,7 +45,7 @@ def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         return cpu_target(2)
 
     monkeypatch.setattr("ark_dist.launch.open.target_for", target_for)
-    monkeypatch.setattr("ark_dist.scheduler.plan.PlanOptions", partial(PlanOptions, is_packed=True))
+    monkeypatch.setattr("ark_dist.launch.open.PlanOptions", partial(PlanOptions, is_packed=True))
     if request.param == "packed":
         monkeypatch.setattr("ark_dist.launch.devices.numpy.allocate", allocated_packed)
         monkeypatch.setattr("ark_dist.launch.rank_link.allocate", allocated_packed)
@@ -263,7 +263,7 @@ def test_a_state_dict_comes_back_and_computes(tmp_path: Path, memory: str, sourc
     found = result_bits(index, result, runtime)
     runtime.close()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ark_dist.scheduler.plan.PlanOptions", partial(PlanOptions, is_packed=False))
+        patch.setattr("ark_dist.launch.open.PlanOptions", partial(PlanOptions, is_packed=False))
         module, index, result, runtime = running()
         assert not any(buffer.packing for buffer in runtime.executor._session.plan.buffers)
         module.load_state_dict(given)
