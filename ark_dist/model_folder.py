@@ -51,7 +51,7 @@ def check_links(root: Path, names: Iterable[str]) -> None:
     folder = real_path(root)
     homes = [folder]
     if folder.parent.name == SNAPSHOTS:
-        homes.append(folder.parent.parent / BLOBS)
+        homes.append(real_path(folder.parent.parent / BLOBS))
     for name in names:
         path = root / name
         if path.is_symlink():

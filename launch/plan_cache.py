@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from ark_dist.core.errors import ArkError, CacheError, PlanError
+from ark_dist.core.errors import ArkError, CacheError
 from ark_dist.launch.cache import KEY, MALFORMED, NAME_LIMIT, WAY_OUT, Entry, default_root
 from ark_dist.launch.cache_files import open_own, private_folder, unsafe, write_new
 from ark_dist.launch.plan_entry import PlanEntry, entry_from_bytes, entry_to_bytes
@@ -81,7 +81,7 @@ class PlanCache:
                 write_new(work / "plan", data)
                 (work / "plan").replace(self._folder / key)
             self._shrink()
-        except (OSError, ValueError, PlanError) as error:
+        except (OSError, ValueError, OverflowError, ArkError) as error:
             LOG.debug("plan %s is not kept: %s", key, error)
 
     def ls(self) -> tuple[Entry, ...]:

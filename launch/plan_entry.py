@@ -60,7 +60,7 @@ def entry_to_bytes(entry: PlanEntry) -> bytes:
     """Encode an entry.
 
     Raises PlanError where the plan can't be written, and ValueError for a share or table that
-    can't.
+    can't, and for an entry that nobody would read again.
     """
     source = entry.source
     body = {
@@ -70,7 +70,10 @@ def entry_to_bytes(entry: PlanEntry) -> bytes:
         "source": {"name": source.name, "language": source.language, "text": source.text},
         "tables": _tables_body(entry.tables),
     }
-    return zlib.compress(msgpack.packb(body, unicode_errors="surrogatepass"), level=1)
+    packed = msgpack.packb(body, unicode_errors="surrogatepass")
+    if len(packed) > LIMITS.size_bytes:
+        raise ValueError(f"the entry has {len(packed)} bytes, at most {LIMITS.size_bytes} are read")
+    return zlib.compress(packed, level=1)
 
 
 def entry_from_bytes(data: bytes) -> PlanEntry:

@@ -36,6 +36,7 @@ CASES = [
     Case("bf16", 100, 33, 50),
     Case("bf16", 7, 64, 32, is_turned=False),
     Case("bf16", 24, 50, 40, is_turned=False),
+    Case("bf16", 2, 4000, 20, is_turned=False),  # lanes of a GPU have more columns than threads
     Case("bf16", 5, 17, 90, is_weight=False),
     Case("bf16", 2, 40, 16, is_turned=False, is_weight=False),
     Case("fp16", 1, 33, 64),

@@ -116,6 +116,7 @@ def test_int8_matrices_are_found() -> None:
         ("head_dim", 7, "heads of 7 elements"),
         ("head_dim", MISSING, r"heads of 7 elements \(9 of hidden_size 64\)"),
         ("rms_norm_eps", 0, "rms_norm_eps is 0, wanted a number above 0"),
+        ("rms_norm_eps", 10**400, "rms_norm_eps is 1000*, wanted a number above 0"),
         ("rms_norm_eps", "small", "rms_norm_eps is 'small', wanted a number"),
         ("rope_theta", float("nan"), "rope_theta is nan, wanted a number above 0"),
         ("rope_scaling", {"rope_type": "yarn"}, "rope_scaling is of type 'yarn'; rotary"),

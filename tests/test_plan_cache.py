@@ -9,6 +9,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgpack
@@ -23,7 +24,7 @@ from ark_dist.core.op import Array
 from ark_dist.core.settings import child_environment, read_settings
 from ark_dist.core.target import cpu_target
 from ark_dist.kernels.emit import EMITTERS
-from ark_dist.launch import plan_cache, planning
+from ark_dist.launch import plan_cache, plan_entry, planning
 from ark_dist.launch.open import open_session
 from ark_dist.launch.plan_cache import PlanCache
 from ark_dist.launch.plan_entry import PlanEntry
@@ -154,6 +155,23 @@ def test_the_environment_turns_it_off(folder: Path, monkeypatch: Patch) -> None:
 def entry() -> PlanEntry:
     plan = make_plan(loop(), cpu_target(2))
     return PlanEntry(plan, {}, b"", *EMITTERS["c++"](plan))
+
+
+def test_a_folder_that_can_not_be_listed_is_no_error(folder: Path, monkeypatch: Patch) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(errno.EACCES, "no", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    PlanCache(folder).save(KEY_A, entry())
+
+
+def test_what_would_be_too_large_to_read_is_not_kept(folder: Path, monkeypatch: Patch) -> None:
+    PlanCache(folder).save(KEY_A, entry())
+    assert len(kept(folder)) == 1
+    assert PlanCache(folder).clear() == 1
+    monkeypatch.setattr(plan_entry, "LIMITS", replace(plan_entry.LIMITS, size_bytes=1000))
+    PlanCache(folder).save(KEY_A, entry())
+    assert kept(folder) == []
 
 
 def swap(path: Path) -> None:

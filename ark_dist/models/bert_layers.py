@@ -83,7 +83,8 @@ class Linear(Module):
 
     def wide(self, x: Tensor) -> Tensor:
         """Return the same in fp32: what ranks have of a sum is added with all its digits."""
-        return widened(ops.matmul(x, self.weight, transpose_other=True)) + widened(self.bias)
+        product = ops.matmul(x, self.weight, transpose_other=True, dtype=FP32)
+        return product + widened(self.bias)
 
 
 class Table(Module):

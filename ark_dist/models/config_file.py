@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class Keys:
             return default
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise self.error(f"{name} is {value!r:.80}, wanted a number")
-        if not 0 < value < math.inf:
+        if not 0 < value <= sys.float_info.max:
             raise self.error(f"{name} is {value!r:.80}, wanted a number above 0")
         return float(value)
 

@@ -281,11 +281,13 @@ ARK_FN void ark_columns_finish(float (&sums)[M][CHUNK], float* scratch, int lane
       for (int e = 0; e < CHUNK; e += 4)
         ark_write_floats(scratch + warp * line + lane * CHUNK + e, sums[i] + e);
     gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);
-    if (thread < lanes * CHUNK && j0 + thread < n && i < m) {
+    if (i >= m) continue;
+    // Lanes may have more columns than there are threads.
+    for (int c = thread; c < lanes * CHUNK && j0 + c < n; c += int(ARK_CONSUMERS)) {
       float sum = 0;
 #pragma unroll
-      for (int other = 0; other < int(ARK_WARPS); ++other) sum += scratch[other * line + thread];
-      epilogue(i, j0 + thread, sum);
+      for (int other = 0; other < int(ARK_WARPS); ++other) sum += scratch[other * line + c];
+      epilogue(i, j0 + c, sum);
     }
   }
 }

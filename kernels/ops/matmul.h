@@ -137,11 +137,11 @@ constexpr int64_t ARK_MATMUL_FEW = ARK_MICRO_ROWS;
 // Rows that read packed B in place: all, if it is as it is multiplied. A narrower type is widened
 // on the way, for each micro tile again, which bf16 from int8 is worth more often than not.
 template <class E, class T>
-constexpr int64_t ark_matmul_most_direct =
-    ark_is_same<E, T>                                                ? ARK_MATMUL_MOST_ROWS
-    : !ark_is_same<E, typename ark_matmul_types<E, T>::element>      ? 0
-    : ark_is_same<E, float>                                          ? ARK_MATMUL_FEW
-                                                                     : 3 * ARK_MICRO_ROWS;
+ARK_FN constexpr int64_t ark_matmul_most_direct() {
+  if (ark_is_same<E, T>) return ARK_MATMUL_MOST_ROWS;
+  if (!ark_is_same<E, typename ark_matmul_types<E, T>::element>) return 0;
+  return ark_is_same<E, float> ? ARK_MATMUL_FEW : 3 * ARK_MICRO_ROWS;
+}
 
 // to[rows][columns] of ARK_COLUMNS = a * b or +=; compiled once for all task functions.
 template <class E, class B>
@@ -187,7 +187,7 @@ struct ark_matmul_b {
   ARK_FN void multiply(float* sums, const ark_matmul_a<E>& left, E* copy,
                        const ark_matmul_shape& s, int64_t rows, int64_t column,
                        int64_t columns) const {
-    const bool is_direct = IS_PACKED && rows <= ark_matmul_most_direct<E, T>;
+    const bool is_direct = IS_PACKED && rows <= ark_matmul_most_direct<E, T>();
     const int64_t most = is_direct ? ARK_DEPTH : ARK_COPIED_DEPTH;
     for (int64_t first = 0; first == 0 || first < s.k; first += most) {
       const int64_t depth = s.k - first < most ? s.k - first : most;

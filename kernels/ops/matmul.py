@@ -8,7 +8,7 @@ import numpy as np
 
 from ark_dist.core.dtype import FLOATS, INT8
 from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, Step, register
-from ark_dist.core.shape import MAX_DIMS, Box, Shape, box_shape, broadcast_shapes, full_box
+from ark_dist.core.shape import MAX_DIMS, Box, Shape, box_size, broadcast_shapes, full_box
 from ark_dist.core.target import Cost, Target
 from ark_dist.core.view import Spec, View
 from ark_dist.kernels.rules import (
@@ -94,10 +94,9 @@ def reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
 def cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
     """Factors are read once per tile, products and sums are two operations."""
     k = sizes(specs[0], attrs["transpose_input"])[2]
-    *batch, m, n = box_shape(box)
-    count = prod(batch)
-    read = m * k * specs[0].dtype.itemsize + k * n * specs[1].dtype.itemsize
-    return Cost(count * (read + m * n * out.dtype.itemsize), 2 * count * m * n * k)
+    read = zip(in_boxes(specs, out, attrs, box), specs, strict=True)
+    size = sum(box_size(part) * spec.dtype.itemsize for part, spec in read)
+    return Cost(size + box_size(box) * out.dtype.itemsize, 2 * box_size(box) * k)
 
 
 def tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
@@ -143,23 +142,37 @@ def gpu_boxes(
     """
     *batch, m, n = shape
     count = prod(batch)
-    if has_one and count * m <= GPU_FEW_ROWS:
-        whole = full_box((*batch, m))
-        unit = GPU_LINES if has_lines else LINE_ELEMENTS
-        columns = cut(n, max(min(workers, -(-n // unit)), 1), unit)
-        return tuple((*whole, column) for column in columns if count * m)
+    if has_one:
+        return _shared_gpu_boxes(shape, has_lines, workers)
     if m <= GPU_FEW_ROWS:
         unit = GPU_LINES if has_lines else LINE_ELEMENTS
         pieces = min(-(-workers // max(count, 1)), -(-n // unit))
         rows, columns = [(0, m)] * (m > 0), cut(n, max(pieces, 1), unit)
     else:
-        tile_m, tile_n = next(
-            (size for size in GPU_TILES if count * -(-m // size[0]) * -(-n // size[1]) >= workers),
-            GPU_TILES[-1],
-        )
+        tile_m, tile_n = _gpu_tile(count, m, n, workers)
         rows, columns = cut(m, -(-m // tile_m), tile_m), cut(n, -(-n // tile_n), tile_n)
     outer = spread(tuple(batch), max(count, 1), (1,) * len(batch)) if batch else ((),)
     return tuple((*box, row, column) for box in outer for column in columns for row in rows)
+
+
+def _shared_gpu_boxes(shape: Shape, has_lines: bool, workers: int) -> tuple[Box, ...]:
+    """The same where rows of several matrices are multiplied by one: they count as one matrix's."""
+    *outer, n = shape
+    rows = prod(outer)
+    if rows <= GPU_FEW_ROWS:
+        unit = GPU_LINES if has_lines else LINE_ELEMENTS
+        parts, columns = 1, cut(n, max(min(workers, -(-n // unit)), 1), unit)
+    else:
+        tile_m, tile_n = _gpu_tile(1, rows, n, workers)
+        parts, columns = -(-rows // tile_m), cut(n, -(-n // tile_n), tile_n)
+    boxes = spread(tuple(outer), parts, (1,) * len(outer))
+    return tuple((*box, column) for box in boxes for column in columns)
+
+
+def _gpu_tile(count: int, m: int, n: int, workers: int) -> tuple[int, int]:
+    """The largest tile that leaves no CTA idle."""
+    fits = (size for size in GPU_TILES if count * -(-m // size[0]) * -(-n // size[1]) >= workers)
+    return next(fits, GPU_TILES[-1])
 
 
 def _grid(m: int, n: int, parts: int) -> tuple[int, int]:

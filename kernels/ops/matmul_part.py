@@ -1,5 +1,7 @@
 """Multiply matrices and leave the products in fp32, to be summed."""
 
+from math import prod
+
 from ark_dist.core.dtype import FLOATS, FP32
 from ark_dist.core.op import Argument, Attrs, Kernel, Op, Specs, register
 from ark_dist.core.shape import Box, full_box
@@ -17,7 +19,8 @@ def _tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, 
     """The tiles that one whole product would have, for each part."""
     parts, *shape = out.shape
     worth = parts_worth(matmul.cost(specs, out, attrs, full_box(out.shape)), target)
-    boxes = matmul.cut_result(tuple(shape), worth)
+    has_one = prod(specs[1].shape[1:-2]) == 1  # in each part
+    boxes = matmul.cut_result(tuple(shape), worth, has_one=has_one)
     return tuple(((part, part + 1), *box) for part in range(parts) for box in boxes)
 
 
