@@ -47,9 +47,8 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_int8_matrices_are_multiplied_and_scaled(case: Case, device: str) -> None:
+def check(case: Case, device: str) -> None:
+    """Run a case twice on random data and compare with float64."""
     rng = np.random.default_rng()
     graph = ark.Model("int8")
     x = graph.tensor((case.m, case.k), case.dtype)
@@ -77,6 +76,12 @@ def test_int8_matrices_are_multiplied_and_scaled(case: Case, device: str) -> Non
             rounding = {"fp32": 1e-6, "fp16": 1e-3, "bf16": 5e-3}[case.dtype]
             assert (error <= rounding * size + 1e-7).all()
         assert (weight.to_numpy() == matrix).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_int8_matrices_are_multiplied_and_scaled(case: Case, device: str) -> None:
+    check(case, device)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -11,6 +11,7 @@ from ark_dist.core.dtype import DTYPES
 from ark_dist.core.errors import DeviceNotFoundError
 from ark_dist.core.settings import read_settings
 from ark_dist.launch.devices.cupy_gpu import Gpu, GpuProperties, gpu_properties
+from tests import test_int8
 from tests.cuda_cases import CASES, Planner, opened
 from tests.cuda_programs import (
     check_copies,
@@ -54,6 +55,11 @@ def test_on_a_gpu(name: str, planner: Planner) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_operators_on_a_gpu(dtype: str, seed: int, planner: Planner) -> None:
     operators(opened, planner, dtype, seed=seed)
+
+
+@pytest.mark.parametrize("case", test_int8.CASES, ids=str)
+def test_int8_matrices_on_a_gpu(case: test_int8.Case, gpu: GpuProperties) -> None:
+    test_int8.check(case, "cuda")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
