@@ -78,7 +78,7 @@ ARK_FN void ark_matmul_products(ark_micro_sums<ROWS, PANELS>& sums,
   const ark_bf16* a = block.a;
   const int8_t* b = block.b;
   for (int64_t p = 0; p < block.depth; p += 4, a += 4, b += 4 * ARK_PANEL) {
-    ark_matmul_ask<ARK_MICRO_ROWS, PANELS>(b, block.panel_stride, block.ahead);
+    ark_matmul_ask<PANELS>(b, block.panel_stride, block.ahead);
     ARK_UNROLL
     for (int v = 0; v < PANELS; ++v) {
       ark_pairs x[2];

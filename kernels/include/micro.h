@@ -23,7 +23,7 @@ constexpr int ARK_MICRO_PANELS = ARK_VECTOR == 16 ? 4 : 1;
 constexpr int ARK_TALL_ROWS = ARK_VECTOR == 16 ? 8 : ARK_MICRO_ROWS;
 constexpr int ARK_TALL_PANELS = ARK_VECTOR == 16 ? 2 : 1;
 constexpr int64_t ARK_TALL_MOST = 16;
-// Rows whose sums leave room for what widens many panels.
+// Rows whose sums leave room for many panels and what widens them.
 constexpr int ARK_WIDENED_ROWS = ARK_VECTOR == 16 ? 4 : ARK_MICRO_ROWS;
 // Columns that go through the epilogue at a time.
 constexpr int64_t ARK_COLUMNS = 64;
@@ -83,13 +83,14 @@ struct ark_matmul_block {
   int64_t ahead = 0;  // from what is read of B to what is read soon
 };
 
-// Ask for a line of each of the panels `ahead`: weights come from memory while products are made. Of
-// one or two rows there is little to make, and the processor asks by itself.
-template <int ROWS, int PANELS, class B>
+// Ask for a line of each of the panels, `ahead` elements further on: weights come from memory while
+// products are made. Many rows ask for the next panels. One or two have little to make meanwhile: the
+// processor asks for them by itself, but for bf16 and int8, of which it takes more than it asks for.
+constexpr int64_t ARK_NEAR_BYTES = 2048;
+template <int PANELS, class B>
 ARK_FN void ark_matmul_ask(const B* b, int64_t panel_stride, int64_t ahead) {
-  if constexpr (ROWS > 2)
-    ARK_UNROLL
-    for (int v = 0; v < PANELS; ++v) __builtin_prefetch(b + v * panel_stride + ahead);
+  ARK_UNROLL
+  for (int v = 0; v < PANELS; ++v) __builtin_prefetch(b + v * panel_stride + ahead);
 }
 
 // sums += a * b along the block's depth.
@@ -103,7 +104,7 @@ ARK_FN void ark_matmul_products(ark_micro_sums<ROWS, PANELS>& sums,
     ARK_UNROLL
     for (int v = 0; v < vectors; ++v)
       x[v] = ark_vector_at(b + v / ARK_PANEL_VECTORS * block.panel_stride, v % ARK_PANEL_VECTORS);
-    ark_matmul_ask<ROWS, PANELS>(b, block.panel_stride, block.ahead);
+    if constexpr (ROWS > 2) ark_matmul_ask<PANELS>(b, block.panel_stride, block.ahead);
     ARK_UNROLL
     for (int i = 0; i < ROWS; ++i) {
       const float y = a[i * block.a_stride];
@@ -181,7 +182,7 @@ ARK_FN void ark_matmul_products(ark_micro_sums<ROWS, PANELS>& sums,
   const T* b = block.b;
   constexpr int group = ARK_PAIR<T>;
   for (int64_t left = block.depth; left > 0; left -= group, a += group, b += group * ARK_PANEL) {
-    ark_matmul_ask<ROWS, PANELS>(b, block.panel_stride, block.ahead);
+    if constexpr (ROWS > 2) ark_matmul_ask<PANELS>(b, block.panel_stride, block.ahead);
     ARK_UNROLL
     for (int panel = 0; panel < PANELS; ++panel) {
       float rows[group][ARK_PANEL];
@@ -221,7 +222,7 @@ ARK_FN void ark_matmul_products(ark_micro_sums<ROWS, PANELS>& sums,
     ARK_UNROLL
     for (int v = 0; v < PANELS; ++v)
       x[v] = *reinterpret_cast<const ark_pairs*>(b + v * block.panel_stride);
-    ark_matmul_ask<ROWS, PANELS>(b, block.panel_stride, block.ahead);
+    ark_matmul_ask<PANELS>(b, block.panel_stride, ROWS > 2 ? block.ahead : ARK_NEAR_BYTES / 2);
     ARK_UNROLL
     for (int i = 0; i < ROWS; ++i) {
       const ark_pairs y = ark_every_pair(a + i * block.a_stride);
@@ -281,8 +282,8 @@ ARK_FN void ark_matmul_panels(float* to, ark_matmul_block<E, B> block, int64_t r
 template <class E, class B>
 ARK_FN void ark_matmul_tiles(float* to, const ark_matmul_block<E, B>& block, int64_t rows,
                              int64_t panels, bool is_first) {
-  // What is widened on the way takes some steps, which several panels hide.
-  if (sizeof(B) < sizeof(E) && rows <= ARK_WIDENED_ROWS)
+  // Few sums leave room for many panels, which hide how long a product takes, or a widening.
+  if (rows <= (sizeof(B) < sizeof(E) ? ARK_WIDENED_ROWS : 2))
     ark_matmul_panels<ARK_WIDENED_ROWS, ARK_MICRO_PANELS>(to, block, rows, panels, is_first);
   else if (rows <= ARK_TALL_MOST)
     ark_matmul_panels<ARK_TALL_ROWS, ARK_TALL_PANELS>(to, block, rows, panels, is_first);
