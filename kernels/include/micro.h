@@ -84,9 +84,10 @@ struct ark_matmul_block {
 };
 
 // Ask for a line of each of the panels, `ahead` elements further on: weights come from memory while
-// products are made. Many rows ask for the next panels. One or two have little to make meanwhile: the
-// processor asks for them by itself, but for bf16 and int8, of which it takes more than it asks for.
-constexpr int64_t ARK_NEAR_BYTES = 2048;
+// products are made. Rows that take long ask for the next panels. One or two rows of bf16 go through
+// a panel faster than the processor looks ahead by itself, and ask for what is near in it; those of
+// fp32 and fp16 don't, and asking would take longer than it saves.
+constexpr int64_t ARK_NEAR = 1024;
 template <int PANELS, class B>
 ARK_FN void ark_matmul_ask(const B* b, int64_t panel_stride, int64_t ahead) {
   ARK_UNROLL
@@ -222,7 +223,7 @@ ARK_FN void ark_matmul_products(ark_micro_sums<ROWS, PANELS>& sums,
     ARK_UNROLL
     for (int v = 0; v < PANELS; ++v)
       x[v] = *reinterpret_cast<const ark_pairs*>(b + v * block.panel_stride);
-    ark_matmul_ask<PANELS>(b, block.panel_stride, ROWS > 2 ? block.ahead : ARK_NEAR_BYTES / 2);
+    ark_matmul_ask<PANELS>(b, block.panel_stride, ROWS > 2 ? block.ahead : ARK_NEAR);
     ARK_UNROLL
     for (int i = 0; i < ROWS; ++i) {
       const ark_pairs y = ark_every_pair(a + i * block.a_stride);
