@@ -74,25 +74,25 @@ class SentenceEncoder:
             )
         if mesh is None and world_size() > 1:
             mesh = Mesh({TENSOR_AXIS: -1})
-        self.bert = Bert(
-            config,
-            batch=batch,
-            length=sentences.max_length,
-            mesh=mesh,
-            dtype=dtype,
-            graph=Model("bert"),
-        )
-        self.executor = Executor(
-            model=self.bert.graph, device=device, workers=workers, mesh=mesh, name="bert"
-        )
-        try:
-            self.executor.compile()
-            with open_weights(folder) as weights:
+        with open_weights(folder) as weights:  # what is wrong with them comes before all work
+            self.bert = Bert(
+                config,
+                batch=batch,
+                length=sentences.max_length,
+                mesh=mesh,
+                dtype=dtype,
+                graph=Model("bert"),
+            )
+            self.executor = Executor(
+                model=self.bert.graph, device=device, workers=workers, mesh=mesh, name="bert"
+            )
+            try:
+                self.executor.compile()
                 self.bert.load_state_dict(weights, cast=dtype is not None)
-            self.executor.launch()
-        except BaseException:
-            self.executor.close()
-            raise
+                self.executor.launch()
+            except BaseException:
+                self.executor.close()
+                raise
 
     def encode(self, texts: str | Sequence[str]) -> npt.NDArray[np.float32]:
         """Return the vectors of texts, (number of texts, hidden_size), each of length 1.
