@@ -1,15 +1,17 @@
-"""Say what an interpreter lacks for a command of ./dev: `python -m tests.needs COMMAND`.
+"""Say what an interpreter lacks for a command of ./dev: `python tests/needs.py COMMAND`.
 
 `./dev` asks this where it may install nothing. It begins with nothing but Python, so it imports
 what is not Python's own only to see whether that works.
 """
 
-import importlib
+import importlib.util
 import os
 import platform
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 # Packages that are imported by another name.
 MODULES = {"pytest-xdist": "xdist"}
@@ -17,22 +19,30 @@ DEPENDENCIES = (
     *("numpy", "ml_dtypes", "msgpack", "safetensors", "mpi4py", "platformdirs", "filelock"),
     *("typer", "rich"),
 )
+MODELS = ("tokenizers", "gguf", "jinja2")
 # The tests of a GPU need less than all tests do.
-PYTEST = ("pytest", "pytest-timeout")
-TESTS = (
-    *(*PYTEST, "pytest-xdist", "hypothesis", "coverage", "build", "setuptools", "tomli"),
-    *("gguf", "tokenizers", "jinja2"),
-)
+GPU_TESTS = ("pytest", "pytest-timeout", *MODELS)
+TESTS = (*(*GPU_TESTS, "pytest-xdist", "hypothesis", "coverage", "build", "setuptools", "tomli"),)
 MPIRUN, COMPILER, NVRTC, CUPY = "mpirun", "a C++ compiler", "NVRTC", "cupy"
+FOLDER = "the folder tests"
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "demo": (*DEPENDENCIES, "tokenizers", "gguf", "jinja2", MPIRUN, COMPILER),
-    "test": (*DEPENDENCIES, *TESTS, MPIRUN, COMPILER),
+    "demo": (*DEPENDENCIES, *MODELS, MPIRUN, COMPILER),
+    "test": (FOLDER, *DEPENDENCIES, *TESTS, MPIRUN, COMPILER),
     "bench": (*DEPENDENCIES, MPIRUN, COMPILER),
-    "lint": (*DEPENDENCIES, *TESTS, "ruff", "mypy"),
+    "lint": (FOLDER, *DEPENDENCIES, *TESTS, "ruff", "mypy"),
     "generate": DEPENDENCIES,
-    "gpu": (*DEPENDENCIES, *PYTEST, CUPY, NVRTC),
+    "gpu": (FOLDER, *DEPENDENCIES, *GPU_TESTS, CUPY, NVRTC),
 }
 REFUSED = 78
+HERE = Path(__file__).resolve().parent
+
+
+def _folder() -> str:
+    """A package named tests comes before a folder without __init__.py, wherever they are."""
+    found = importlib.util.find_spec("tests")
+    if found is None or found.origin is None or Path(found.origin).parent == HERE:
+        return ""
+    return f"{found.origin} hides it: an empty tests/__init__.py here comes before that one"
 
 
 def _mpirun() -> str:
@@ -66,6 +76,7 @@ def _nvrtc() -> str:
 
 # What is not one package.
 CHECKS: dict[str, Callable[[], str]] = {
+    FOLDER: _folder,
     MPIRUN: _mpirun,
     COMPILER: _compiler,
     NVRTC: _nvrtc,
@@ -115,4 +126,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    with suppress(ValueError):
+        sys.path.remove(str(HERE))  # modules of tests are no top-level ones
     sys.exit(main(sys.argv[1:]))

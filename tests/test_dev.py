@@ -99,6 +99,22 @@ def test_what_the_commands_need_is_what_pyproject_asks_for() -> None:
     assert jobs == set(needs.COMMANDS)
 
 
+def test_a_package_that_hides_the_tests_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "__init__.py").touch()
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "needs.py", "lint"],
+        env=child_environment(PYTHONPATH=f"{ROOT}:{tmp_path}"),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 78
+    hiding = tmp_path / "tests" / "__init__.py"
+    assert f"  the folder tests: {hiding} hides it: an empty tests/__init__.py" in done.stderr
+
+
 def test_a_program_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert needs.lack("mpirun") == "mpirun is not on PATH: the wheel mpich brings one"

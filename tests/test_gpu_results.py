@@ -80,12 +80,16 @@ def test_a_run_writes_what_the_schema_says(
 
 
 def test_a_failure_makes_the_exit_code_1_and_the_other_sections_run(
-    tools: Tools, bin_folder: Path, tmp_path: Path
+    tools: Tools, bin_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tools = with_bench(with_tests(tools, "def test_bad(): assert 1 == 2\n"), "sys.exit('no')")
+    text = "@pytest.mark.parametrize('n', [1, 2, 3])\ndef test_bad(n): assert n > 3, 'small'\n"
+    tools = with_bench(with_tests(tools, text), "sys.exit('no')")
     assert gpu_run.run(request(tmp_path / "out", ("tests", "figures")), tools) == 1
     document = written(tmp_path / "out")
-    assert document["sections"]["tests"]["failures"][0]["message"] == "assert 1 == 2"
+    assert document["sections"]["tests"]["failures"][0]["message"] == "AssertionError: small"
+    shown = capsys.readouterr().out
+    assert re.search(r"test_bad\[1\] and 2 more .* failed .* AssertionError: small", shown)
+    assert "test_bad[2]" not in shown
     assert document["sections"]["figures"]["status"] == "failed"
 
 

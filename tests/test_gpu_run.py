@@ -162,26 +162,38 @@ def test_a_figure_that_is_not_there_is_missed() -> None:
     assert [target.case for target in TARGETS] == [found["case"] for found in check_targets([])]
 
 
-def test_figures_that_fail_as_a_whole_are_measured_one_by_one(tools: Tools) -> None:
+def test_figures_that_fail_keep_the_rows_told_before_and_get_the_others_one_by_one(
+    tools: Tools,
+) -> None:
     code = (
-        "case = sys.argv[2] if len(sys.argv) > 1 else ''\n"
-        "if case not in ('hop', 'read'): sys.exit('lost at ' + (case or 'all'))\n"
-        "print(json.dumps([{'case': case, 'ours': 1.0}]))"
+        "case = sys.argv[2] if len(sys.argv) > 1 else 'read'\n"
+        "row = json.dumps({'case': case, 'ours': 1.0})\n"
+        "if case == 'read':\n"
+        "    print('gpu:', row, file=sys.stderr); sys.exit('lost after it')\n"
+        "if case == 'stream-only': sys.exit('lost again')\n"
+        "print(f'[{row}]')"
     )
     section = run_figures(with_bench(tools, code), LIMIT_S)
-    assert (section["status"], section["output_tail"]) == ("failed", "lost at all")
-    assert [row["case"] for row in section["rows"]] == ["read", "hop"]
-    assert {case["case"]: case["rc"] for case in section["cases"]}["stream-only"] == 1
+    assert (section["status"], section["rc"]) == ("failed", 1)
+    assert section["output_tail"].endswith("lost after it")
+    assert [row["case"] for row in section["rows"]] == ["read", *CASES[2:]]
+    codes = {case["case"]: case["rc"] for case in section["cases"]}
+    assert codes == {"stream-only": 1, **dict.fromkeys(CASES[2:], 0)}
 
 
 def test_figures_that_hang_leave_time_for_single_ones(
     tools: Tools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sections, "WHOLE_SHARE", 0.1)
+    monkeypatch.setattr(sections, "WHOLE_SHARE", 0.05)
     code = "if len(sys.argv) == 1: time.sleep(60)\nprint(json.dumps([{'case': sys.argv[2]}]))"
-    section = run_figures(with_bench(tools, code), 10.0)
+    section = run_figures(with_bench(tools, code), 20.0)
     assert section["status"] == "timeout"
-    assert len(section["rows"]) == len(CASES)
+    assert [row["case"] for row in section["rows"]] == [*CASES]
+
+
+def test_a_benchmark_without_rows_is_no_success(tools: Tools) -> None:
+    section = run_figures(tools, LIMIT_S)
+    assert (section["status"], section["rc"], section["cases"]) == ("failed", 0, [])
 
 
 # --- sanitizer --------------------------------------------------------------------------------
@@ -191,8 +203,8 @@ MARKED = """
 def test_marked(): assert os.environ["ARK_DIST_TIMEOUT_S"] == "6000"
 def test_not_marked(): assert False
 """
-# It is called as `--tool T --target-processes all --error-exitcode N --log-file F COMMAND`.
-SANITIZER = """tool=$2; code=$6; log=$8; shift 8
+# Its options: --tool T --target-processes all --launch-timeout S --error-exitcode N --log-file F.
+SANITIZER = """tool=$2; code=$8; log=${{10}}; shift 10
 "$@" || exit $?
 {ending}
 """
@@ -230,7 +242,7 @@ def test_errors_of_a_tool_are_counted_and_its_report_kept(tools: Tools) -> None:
 
 
 def test_a_device_that_a_tool_does_not_support_is_no_failure(tools: Tools) -> None:
-    program = script(tools.logs.parent / "compute-sanitizer", f"log=$8\n{REFUSED}")
+    program = script(tools.logs.parent / "compute-sanitizer", f"log=${{10}}\n{REFUSED}")
     tools = replace(with_tests(tools, MARKED), sanitizer=str(program))
     section = run_sanitizer(tools, LIMIT_S)
     assert section["status"] == "unavailable"

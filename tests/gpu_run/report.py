@@ -1,5 +1,6 @@
 """Print the results of a run as a short table."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -60,8 +61,12 @@ def _counts(section: Mapping[str, Any]) -> str:
 
 
 def _failures(section: Mapping[str, Any]) -> Iterator[Line]:
+    """A line for all failures of one message, with the first of them."""
     failures = section.get("failures", ())
-    for failure in failures[:MOST_FAILURES]:
-        yield f"  {failure['name']}", failure["outcome"], failure["message"]
-    if len(failures) > MOST_FAILURES:
-        yield f"  and {len(failures) - MOST_FAILURES} more", "", ""
+    counts = Counter((failure["outcome"], failure["message"]) for failure in failures)
+    for (outcome, message), count in [*counts.items()][:MOST_FAILURES]:
+        name = next(f["name"] for f in failures if f["message"] == message)
+        others = f" and {count - 1} more" if count > 1 else ""
+        yield f"  {name}{others}", outcome, message
+    if len(counts) > MOST_FAILURES:
+        yield f"  and {len(counts) - MOST_FAILURES} more messages", "", ""

@@ -1,9 +1,11 @@
 """Run tests, figures and sanitizer as child processes, and tell of each what came of it."""
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,11 @@ WHOLE_SHARE = 0.6
 SIGNALS = 128  # the exit codes above it are those of signals
 LEAST_S = 1.0  # nothing is started that would be killed before
 SLOWEST = 5
+# The benchmark tells each row on stderr as soon as it is known.
+TOLD_ROW = re.compile(r"^gpu: (\{.*\})$", re.M)
 # 100 times the default: so much longer kernels take under a tool, whose own limit still holds.
 SANITIZER_TIMEOUT_S = 6000
+LAUNCH_S = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,28 +164,22 @@ def _tests_status(last: Ended, summary: Section, *, is_late: bool) -> str:
 
 
 def run_figures(tools: Tools, limit_s: float) -> Section:
-    """Run the benchmarks of a GPU, all at once; if that fails, one case after the other."""
+    """Run the benchmarks of a GPU, all at once; cases that this leaves out follow one by one."""
     began = time.monotonic()
     rows, ended = _bench(tools, (), limit_s * WHOLE_SHARE)
     gpu = describe_gpu() or {}
-    told = _told(ended, limit_s, ended.wall_s)
-    status = _state(ended)
+    missing = [] if ended.rc == 0 else [c for c in CASES if all(r["case"] != c for r in rows)]
     cases = []
-    if rows is None:
-        status = "failed" if status == "passed" else status
-        rows = []
-        for position, case in enumerate(CASES):
-            left_s = limit_s - (time.monotonic() - began)
-            if left_s < LEAST_S:
-                break
-            found, one = _bench(tools, ("--case", case), left_s / (len(CASES) - position))
-            rows += [row for row in found or () if row not in rows]
-            cases.append({"case": case, **_told(one, limit_s, one.wall_s)})
-    wall_s = round(time.monotonic() - began, 1)
+    for position, case in enumerate(missing):
+        left_s = limit_s - (time.monotonic() - began)
+        if left_s < LEAST_S:
+            break
+        found, one = _bench(tools, ("--case", case), left_s / (len(missing) - position))
+        rows += [row for row in found if row not in rows]
+        cases.append({"case": case, **_told(one, limit_s, one.wall_s)})
     return {
-        "status": status,
-        **told,
-        "wall_s": wall_s,
+        "status": _state(ended) if rows or ended.rc else "failed",
+        **_told(ended, limit_s, time.monotonic() - began),
         "gpu_after": {name: gpu.get(name) for name in CHANGING},
         "cases": cases,
         "rows": rows,
@@ -190,18 +189,19 @@ def run_figures(tools: Tools, limit_s: float) -> Section:
 
 def _bench(
     tools: Tools, options: Sequence[str], limit_s: float
-) -> tuple[list[dict[str, Any]] | None, Ended]:
-    """Run the benchmark; None where it gives no rows."""
+) -> tuple[list[dict[str, Any]], Ended]:
+    """Run the benchmark: the rows that it prints at its end, else those that it told before."""
     number = len(list(tools.logs.glob("figures*.json")))
     path = tools.logs / f"figures{number}.json"
     log = tools.logs / f"figures{number}.log"
     ended = run_child([*tools.bench, *options], log, max(limit_s, 0.0), stdout=path)
-    try:
-        rows = json.loads(path.read_text("utf-8"))
-    except ValueError:
-        return None, ended
-    is_good = ended.rc == 0 and isinstance(rows, list) and all(isinstance(r, dict) for r in rows)
-    return (rows if is_good else None), ended
+    if ended.rc == 0:
+        return json.loads(path.read_text("utf-8")), ended
+    rows = []
+    for line in TOLD_ROW.findall(log.read_text("utf-8", "replace")):
+        with suppress(ValueError):  # cut off by the end of the process
+            rows.append(json.loads(line))
+    return rows, ended
 
 
 def run_sanitizer(tools: Tools, limit_s: float) -> Section:
@@ -228,7 +228,16 @@ def _run_tool(tools: Tools, tool: str, limit_s: float) -> Section:
         lack = Checked("unavailable", None, None, "compute-sanitizer is not there")
         return {"tool": tool, **lack.as_dict()}
     command = [tools.sanitizer, "--tool", tool, "--target-processes", "all"]
-    command += ["--error-exitcode", str(LOST_RC + 1), "--log-file", str(report), *tools.pytest]
+    # It gives up by itself where CUDA is not opened soon; pytest has to collect the tests first.
+    command += [
+        "--launch-timeout",
+        str(LAUNCH_S),
+        "--error-exitcode",
+        str(LOST_RC + 1),
+        "--log-file",
+        str(report),
+        *tools.pytest,
+    ]
     ended = run_child(
         [*command, "-m", "sanitizer", *log.options()],
         tools.logs / f"{tool}.log",
