@@ -11,6 +11,7 @@ import numpy as np
 
 from ark_dist.bench import compute
 from ark_dist.bench.decode import decode
+from ark_dist.bench.gpu import gpu
 from ark_dist.bench.policies import alternating
 from ark_dist.bench.rows import Row, Wanted
 from ark_dist.core.graph import Graph
@@ -126,6 +127,7 @@ BENCHES: dict[str, Callable[[Wanted], list[Row]]] = {
     "all_reduce": _whole(all_reduce),
     "decode": decode,
     "dispatch": _whole(dispatch),
+    "gpu": gpu,
     "load": _whole(load),
     "matmul": compute.matmul,
     "mlp": mlp,
