@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ark_dist.bench import gpu_kernels
 from ark_dist.bench.gpu_hops import Counts, Hops
 from ark_dist.bench.gpu_kernels import (
     CONFIG,
@@ -25,6 +26,7 @@ from ark_dist.core.settings import read_settings
 from ark_dist.core.source import Source
 from ark_dist.kernels.text import SHARED_BYTES, shared_layout
 from ark_dist.launch import nvrtc, sass
+from ark_dist.launch.devices.cupy_gpu import GpuFaultError
 from tests.fake_cupy import install
 from tests.fake_gpu import FakeGpu
 
@@ -125,6 +127,33 @@ def test_signals_arrive_as_often_as_they_are_sent(race: bool) -> None:
         assert hops.ping_s() > 0 and hops.fan_s() > 0
         for seconds in (hops.echo_s(), hops.launch_s()):
             assert len(seconds) == COUNTS.calls and min(seconds) > 0
+
+
+# The text that goes, the text that comes.
+MUTATIONS = [
+    ("if (!ark_acquire_slot(ring, slot + i)) break;", ""),
+    ("step];\n      ark_release_slot(ring, slot + i);", "step];"),
+    ("slot += stream.count)", "slot += 0)"),
+    ("round < config.rounds; ++round, at", "round + 1 < config.rounds; ++round, at"),
+    ("v[i] = load(source + at + i * ARK", "v[i] = load(source + at + 0 * ARK"),
+    ("(round + 1) * gpu_grid()", "(round + 2) * gpu_grid()"),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), MUTATIONS, ids=range(len(MUTATIONS)))
+def test_a_planted_mistake_is_caught(old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [kernel_text(f.header, Ring(8, 1024)) for f in (READ, STREAM, HOPS)]
+    assert any(old in text for text in texts)
+    install(monkeypatch, FakeGpu(0), race=True)
+    monkeypatch.setattr(
+        gpu_kernels, "kernel_text", lambda *what: kernel_text(*what).replace(old, new)
+    )
+    bench = BenchGpu(0)
+    memory, hops = GpuMemory(bench, SIZES), Hops(bench, COUNTS)
+    with pytest.raises((ArithmeticError, GpuFaultError)):
+        memory.streamed_per_s(Ring(8, 1024))
+        _ = memory.read_per_s
+        hops.fan_s()
 
 
 class Forged(BenchGpu):
