@@ -136,9 +136,11 @@ class _Measured:
         return [_over(self._row(case, "byte", "GB/s", ours), floor)]
 
     def _hop_rows(self) -> list[Row]:
-        floor = self._hops.ping_s() * US
-        row = self._row("hop", "fp32", "us/task", hop_s(self._scale.counts) * US)
-        return [_under(replace(row, workers=2), floor)]
+        """The floor waits as tasks do; the peer is the same without pauses between two looks."""
+        floor, peer = (self._hops.ping_s(pauses=pauses) * US for pauses in (True, False))
+        ours = hop_s(self._scale.counts) * US
+        row = _under(replace(self._row("hop", "fp32", "us/task", ours), workers=2), floor)
+        return [replace(row, peer_name="signal, no pauses", peer=peer, ratio=peer / ours)]
 
     def _join_rows(self) -> list[Row]:
         floor = self._hops.fan_s() * US

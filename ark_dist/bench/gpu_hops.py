@@ -54,13 +54,13 @@ class Hops:
     def __init__(self, bench: BenchGpu, counts: Counts) -> None:
         self._bench, self._counts = bench, counts
 
-    def ping_s(self) -> float:
-        """Seconds of a signal between two CTAs that take turns.
+    def ping_s(self, *, pauses: bool = True) -> float:
+        """Seconds of a signal between two CTAs that take turns; a wait pauses between two looks.
 
         Raises:
             ArithmeticError: a wait did not end.
         """
-        return self._phase_s("ark_ping", 2)
+        return self._phase_s("ark_ping" if pauses else "ark_ping_restless", 2)
 
     def fan_s(self) -> float:
         """Seconds of a phase: one CTA signals one on each multiprocessor, all of them signal it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -145,6 +146,7 @@ class GpuMemory:
     def _best(self, work: _Pass) -> float:
         """Bytes of the source per second, by the way that is fastest."""
         best = max(self._sizes.ways, key=lambda way: self._rate(work, way, PROBES))
+        print(f"gpu: {work.kind}: the best way is {best}", file=sys.stderr)
         return self._rate(work, best, self._sizes.rounds)
 
     def _rate(self, work: _Pass, way: Way, rounds: int) -> float:
