@@ -11,6 +11,7 @@ from ark_dist.bench import gpu as bench
 from ark_dist.bench.gpu import Scale, gpu
 from ark_dist.bench.gpu_hops import Counts, chain, join, launched, plan_of
 from ark_dist.bench.gpu_layer import Stack, llama_config
+from ark_dist.bench.gpu_layer_peer import read_stack
 from ark_dist.bench.gpu_memory import Sizes, Way
 from ark_dist.bench.policies import alternating
 from ark_dist.bench.rows import Row, Wanted
@@ -100,6 +101,38 @@ def test_a_model_in_the_cache_writes_on_the_gpu(
     monkeypatch.setattr(bench, "TOKENS", WRITTEN)
     (row,) = gpu(Wanted("smollm2-135m decode"), TINY)
     assert row.unit == "tokens/s" and row.ours > 0 and row.floor and row.of_floor
+
+
+def test_a_peer_is_asked_once_ours_has_ended_and_one_that_fails_is_named(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Peer:
+        name = "torch 9 CUDA graph"
+
+        def __init__(self, module: str, arguments: list[str], threads: int) -> None:
+            assert module == bench.PEER and read_stack(arguments[0]) == STACK
+            assert not fake.gpus[0].residents
+
+        def __enter__(self) -> "Peer":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def seconds(self, question: dict[str, object]) -> float:
+            assert question == {"rounds": TINY.rounds, "count": TINY.turns}
+            return 3.0
+
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("it ended with -9")
+
+    monkeypatch.setattr(bench, "Child", Peer)
+    (row,) = gpu(Wanted(GRAPH), TINY)
+    assert (row.peer_name, row.peer) == (Peer.name, 3e6)
+    assert row.ratio == pytest.approx(3e6 / row.ours)
+    monkeypatch.setattr(bench, "Child", broken)
+    (row,) = gpu(Wanted(GRAPH), TINY)
+    assert (row.peer_name, row.peer) == ("no torch (it ended with -9)", None)
 
 
 def test_a_wrong_result_has_no_row_and_others_are_told_before_it_ends(

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 
@@ -158,27 +158,31 @@ class _Measured:
             rows.append(replace(row, peer_name="empty kernel", peer=peer, ratio=peer / own))
         return rows
 
-    @cached_property
-    def _layer_floor_s(self) -> float:
-        """Of reading a layer's weights and the keys and values that are seen."""
-        stack = self._scale.stack
-        moved = stack.weight_bytes + stack.cache_bytes
-        return moved / stack.layers / self._memory.read_per_s
-
     def _layer_rows(self, case: str, graph_case: str) -> list[Row]:
-        floor, scale = self._layer_floor_s * US, self._scale
-        ours = layer_s(scale.stack, scale.turns, scale.rounds) * US
+        """The floor is reading a layer's weights, and the keys and values that are seen."""
+        scale, stack = self._scale, self._scale.stack
+        moved = (stack.weight_bytes + stack.cache_bytes) / stack.layers
+        floor = moved / self._memory.read_per_s * US
+        ours = layer_s(stack, scale.turns, scale.rounds) * US
         row = _under(self._row(case, "bf16", "us", ours), floor)
         # Our kernel has ended: the other process has the GPU for itself.
-        with Child(PEER, [stack_text(scale.stack)], 1) as child:
-            if child.name is None:
+        name, peer = self._torch()
+        ratio = None if peer is None else peer / ours
+        return [row, replace(row, case=graph_case, peer_name=name, peer=peer, ratio=ratio)]
+
+    def _torch(self) -> tuple[str, float | None]:
+        """What PyTorch calls itself, and its microseconds of a layer; or why there are none."""
+        scale, stack = self._scale, self._scale.stack
+        question: dict[str, object] = {"rounds": scale.rounds, "count": scale.turns}
+        try:
+            with Child(PEER, [stack_text(stack)], 1) as child:
+                if child.name is not None:
+                    return child.name, child.seconds(question) / stack.layers * US
                 problem = str(child.hello["problem"])
-                print(f"gpu: {graph_case} has no peer: {problem}", file=sys.stderr)
-                return [row, replace(row, case=graph_case, peer_name=f"no torch ({problem})")]
-            question: dict[str, object] = {"rounds": scale.rounds, "count": scale.turns}
-            peer = child.seconds(question) / scale.stack.layers * US
-        compared = replace(row, case=graph_case, peer_name=child.name, peer=peer, ratio=peer / ours)
-        return [row, compared]
+        except (RuntimeError, TimeoutError) as error:
+            problem = str(error)
+        print(f"gpu: no PyTorch beside the {LAYER}: {problem}", file=sys.stderr)
+        return f"no torch ({problem})", None
 
     def _decode_rows(self) -> list[Row]:
         """Tokens per second of a real model, if it is there."""

@@ -21,6 +21,8 @@ VECTOR_BYTES, WORD_BYTES, LANES = 16, 4, 32
 # Runs that don't count, and runs by which the fastest way to read is found.
 WARM_RUNS, PROBES = 2, 5
 BF16_BYTES = 2
+# Of a copy, at each end.
+CHECKED_BYTES = 64 << 10
 KIB = 1024
 # Beside the product's own. Their slots are powers of 2, so a ring of exactly 96 KiB is not there.
 RINGS = tuple(
@@ -135,11 +137,12 @@ class GpuMemory:
         target = self._bench.gpu.alloc(size)
 
         def check(used_bytes: int, outcome: Outcome) -> None:
-            ends = np.empty(min(used_bytes, self._block.nbytes) // WORD_BYTES, np.uint32)
-            for start in (0, used_bytes - ends.nbytes):
-                self._bench.gpu.copy_out(target + start, ends)
-                if not np.array_equal(ends, self._words(start, ends.size)):
+            gpu, part = self._bench.gpu, np.empty(CHECKED_BYTES // WORD_BYTES, np.uint32)
+            for start in (0, used_bytes - part.nbytes):
+                gpu.copy_out(target + start, part)
+                if not np.array_equal(part, self._words(start, part.size)):
                     raise ArithmeticError("bench gpu: copy: the copy differs from its source")
+                gpu.fill(target + start, part.nbytes, 0)  # the next way's copy shall be its own
 
         return 2 * self._best(_Pass("copy", size, check, int(target.ptr)))
 
