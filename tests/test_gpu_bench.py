@@ -14,7 +14,7 @@ from ark_dist.bench.gpu_layer import Stack, llama_config
 from ark_dist.bench.gpu_layer_peer import read_stack
 from ark_dist.bench.gpu_memory import Sizes, Way
 from ark_dist.bench.policies import alternating
-from ark_dist.bench.rows import Row, Wanted
+from ark_dist.bench.rows import ALL, Row, Wanted
 from ark_dist.bench.text_peer import CONTEXT
 from ark_dist.benchmarks import BENCHES
 from ark_dist.convert.gguf_folder import convert_gguf
@@ -168,10 +168,9 @@ def test_a_join_has_one_task_on_every_worker_and_one_that_waits_for_all() -> Non
 
 
 def test_without_a_gpu_the_error_is_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert BENCHES["gpu"] is gpu
     install(monkeypatch)
     with pytest.raises(DeviceNotFoundError, match="cudaErrorNoDevice"):
-        gpu()
+        BENCHES["gpu"](ALL)
 
 
 def test_a_model_is_found_where_it_was_fetched_and_never_fetched(tmp_path: Path) -> None:
