@@ -20,6 +20,7 @@ from ark_dist.core.op import AttrValue
 from ark_dist.core.plan import Plan
 from ark_dist.core.settings import Settings, read_settings
 from ark_dist.launch.devices.cuda import CudaDevice
+from ark_dist.launch.devices.cupy_gpu import GpuPart
 from ark_dist.launch.session import Session, SessionOptions
 from tests.lifecycle_models import NEVER, Loop, check_loop, looping, lopsided, set_stop
 from tests.plan_models import block
@@ -42,12 +43,14 @@ def opened(
     *,
     settings: Settings | None = None,
     gpu_id: int = 0,
+    sms: range | None = None,
     timeout_s: float = 20.0,
     watchdog: bool = False,
 ) -> Iterator[Session]:
     """A session on a GPU; the kernel of a real one always has its watchdog."""
     settings = replace(settings or read_settings(), timeout_s=timeout_s)
-    session = Session(plan, CudaDevice(plan, settings, gpu_id), SessionOptions(timeout_s))
+    part = GpuPart(gpu_id, sms)
+    session = Session(plan, CudaDevice(plan, settings, part), SessionOptions(timeout_s))
     try:
         session.compile(lambda path: None)
         yield session
@@ -296,7 +299,7 @@ def a_program_that_is_dropped_ends_its_kernel(open: Open, plan: Planner) -> None
 def two_programs_of_one_binary_run_beside_each_other(open: Open, plan: Planner) -> None:
     loop = looping()
     made = plan(loop.graph, workers=2)
-    with open(made) as first, open(made) as second:
+    with open(made, sms=range(2)) as first, open(made, sms=range(2, 4)) as second:
         for session in (first, second):
             set_stop(session, loop, NEVER)
             session.launch()
