@@ -30,8 +30,10 @@ SUCCESS, OUT_OF_MEMORY, NOT_READY = 0, 2, 600
 STAGING_BYTES = 4 << 20
 # How long one such block may take.
 COPY_S = 10.0
-# A wait looks without a pause for so long, since a sleep takes 50 us and more; then it sleeps a
-# share of the time that it has waited already, up to a limit.
+# A wait looks without a pause for so long: even to let others run takes longer where there are any.
+EAGER_S = 30e-6
+# Then it lets them run, since a sleep takes 50 us and more; then it sleeps a share of the time that
+# it has waited already, up to a limit.
 SPIN_S, NAP_SHARE, NAP_S = 1e-3, 0.02, 100e-6
 
 Bytes = npt.NDArray[np.uint8]
@@ -112,7 +114,8 @@ def _cupy() -> Any:  # noqa: ANN401  # cupy has no types
 
 def nap(waited_s: float) -> None:
     """Let other threads run, and the core rest once a wait is long."""
-    time.sleep(0.0 if waited_s < SPIN_S else min(NAP_SHARE * waited_s, NAP_S))
+    if waited_s >= EAGER_S:
+        time.sleep(0.0 if waited_s < SPIN_S else min(NAP_SHARE * waited_s, NAP_S))
 
 
 @dataclass(slots=True)
