@@ -30,7 +30,7 @@ GPU_LDMATRIX2(gpu_ldmatrix2_trans, ".trans")
 // c[g + 8, 2t], c[g + 8, 2t + 1].
 #define GPU_MMA(name, type)                                                             \
   GPU_FN void name(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {     \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 "                  \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 "                  \
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"               \
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));            \
