@@ -22,7 +22,16 @@ CLASSES = {
     "Stream": Stream,
 }
 # What its own bookkeeping is.
-INTERNAL = {"__init__", "__module__", "__dict__", "__weakref__", "__doc__", "__del__", "_copy"}
+INTERNAL = {
+    "__init__",
+    "__module__",
+    "__dict__",
+    "__weakref__",
+    "__doc__",
+    "__del__",
+    "_copy",
+    "address",
+}
 NOT_READY = 600  # of enum cudaError
 
 
