@@ -64,13 +64,6 @@ GPU_FN void gpu_wgmma_hold(float (&c)[COUNT][4]) {
     asm volatile("" : "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])::"memory");
 }
 
-// Where an operand lies: address, 1024 bytes from 8 rows to the next, swizzle of 128 bytes.
-GPU_FN uint64_t gpu_wgmma_operand(const void* rows) {
-  constexpr uint64_t swizzle_128 = uint64_t(1) << 62, stride = uint64_t(1024 / 16) << 32;
-  constexpr uint64_t unused = uint64_t(1) << 16;
-  return swizzle_128 | stride | unused | (gpu_shared_address(rows) & 0x3ffff) / 16;
-}
-
 #define GPU_SUMS4(c, j) "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])
 #define GPU_SUMS16(c, j) \
   GPU_SUMS4(c, j), GPU_SUMS4(c, j + 1), GPU_SUMS4(c, j + 2), GPU_SUMS4(c, j + 3)
