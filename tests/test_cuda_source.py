@@ -29,10 +29,12 @@ except CompilerNotFoundError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 JOBS = [*transformer_jobs(), *rank_jobs(), *operator_jobs()]
-# Programs with functions that leave too few registers for what the kernel keeps across tasks.
+# Programs with functions that leave too few registers for what the kernel keeps across tasks, by
+# the version of NVRTC.
 SPILLING = {
-    "transformer bf16 sm_80",
-    "matmul fp32 sm_80",
+    "12.9": {"transformer bf16 sm_80", "matmul fp32 sm_80"},
+    "13.0": {"transformer bf16 sm_80", "matmul fp32 sm_80"},
+    "13.5": {"matmul fp32 sm_80", "matmul bf16 sm_100a"},
 }
 MOST_FUNCTIONS = 40  # of a whole model
 Results = dict[Job, Future[Compiled]]
@@ -48,8 +50,10 @@ def compiled(request: pytest.FixtureRequest) -> Iterator[Results]:
 
 
 def _spills(job: Job) -> pytest.MarkDecorator | tuple[()]:
-    reason = "spills a few registers: tests/test_cuda_source.py, SPILLING"
-    return pytest.mark.xfail(strict=True, reason=reason) if str(job) in SPILLING else ()
+    reason, version = "spills a few registers: see SPILLING", nvrtc.find_nvrtc().version
+    names = SPILLING.get(version, set().union(*SPILLING.values()))
+    mark = pytest.mark.xfail(strict=version in SPILLING, reason=reason)
+    return mark if str(job) in names else ()
 
 
 @pytest.mark.parametrize("job", [pytest.param(j, marks=_spills(j), id=str(j)) for j in JOBS])
@@ -76,7 +80,8 @@ def test_a_model_has_few_functions_and_the_instructions_for_its_work(
 ) -> None:
     found = compiled[job].result()
     assert found.function_count <= MOST_FUNCTIONS
-    stream = () if job.arch == "sm_80" else ("UBLKCP",)  # there LDGSTS brings the weights
+    # There LDGSTS brings the weights, and registers stay where they are.
+    stream = () if job.arch == "sm_80" else ("UBLKCP", "USETMAXREG.DEALLOC", "USETMAXREG.TRY_ALLOC")
     products = ("HMMA.16816.F32", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128")
     wanted = (*products, *stream, "LDG.E.128", "LDS.128", "STG.E.128")
     counts = {opcode: found.code.count(opcode) for opcode in wanted}

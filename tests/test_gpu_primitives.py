@@ -65,7 +65,8 @@ GPU_KERNEL(values, 384) {
   gpu_set_max_registers_inc<40>();
   gpu_task_begin(0, 0);
   float* y = gpu_global(config.y) + 64 * gpu_thread();
-  const char* bytes = gpu_global(config.bytes);
+  // Lanes have values of their own, or their shuffles would be left out.
+  const char* bytes = gpu_global(config.bytes) + 16 * gpu_thread();
   y[0] = gpu_load_readonly(reinterpret_cast<const float*>(bytes));
   y[1] = float(gpu_load_readonly(reinterpret_cast<const uint16_t*>(bytes)));
   y[2] = float(gpu_load_readonly(reinterpret_cast<const uint8_t*>(bytes)));
