@@ -133,6 +133,7 @@ class _Program:
     path: str
     module: Any
     function: Any
+    constant: Any
     tables: Tables
     shared_bytes: int
     running: _Running | None = None
@@ -177,8 +178,9 @@ class CudaDevice:
             return  # the same plan is the same program
         gpu, path = self._opened(), str(binary.path)
         module = gpu.load(path)
-        # Finding the function loads it: CUDA puts that off, and must not when a kernel is resident.
+        # Finding them loads them: CUDA puts that off, and must not when a kernel is resident.
         function = gpu.function(module, "ark_kernel", shared_bytes)
+        constant = gpu.constant(module, "ark_kernel_launch")
         threads = THREADS[arch]
         room = gpu.ctas_per_sm(function, threads, shared_bytes) * self._properties.worker_count
         if room < workers:
@@ -188,7 +190,7 @@ class CudaDevice:
                 f"{shared_bytes} bytes of shared memory were planned, GPU {gpu.id} takes {room} "
                 "at once; use fewer workers"
             )
-        self._program = _Program(gpu, path, module, function, tables, shared_bytes)
+        self._program = _Program(gpu, path, module, function, constant, tables, shared_bytes)
         weakref.finalize(self, _drop, os.getpid(), self._program)
 
     def _opened(self) -> Gpu:
@@ -221,8 +223,7 @@ class CudaDevice:
         gpu = program.gpu
         require_free(gpu.id, self.plan.name, self._sms)
         blocks = self._blocks({name: arenas.address(name) for name in ARENAS})
-        record = blocks.launch_record(arenas.place(blocks))
-        gpu.copy_in(gpu.constant(program.module, "ark_kernel_launch"), record)
+        gpu.copy_in(program.constant, blocks.launch_record(arenas.place(blocks)))
         words = arenas.words
         ring = CommandRing(self.plan, program.tables, words["host"], words["host_commands"])
         # Before the launch: Ctrl-C must not leave a kernel that nobody knows of.
