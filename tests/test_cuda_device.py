@@ -67,8 +67,10 @@ class Opener:
         gpu.has_watchdog = watchdog
         options: dict[str, Any] = {"settings": self.settings, "gpu_id": gpu_id}
         with opened(plan, timeout_s=timeout_s, **options) as session:
-            gpu.read_only.add(session.memory.address("weights"))
+            weights = session.memory.address("weights")
+            gpu.read_only.add(weights)
             yield session
+        gpu.read_only.discard(weights)  # memory of another session may come to lie there
 
 
 @pytest.mark.parametrize("name", CASES)
