@@ -80,8 +80,7 @@ class Opener:
             weights = session.memory.address("weights")
             gpu.read_only.add(weights)
             yield session
-        # What is allocated there next may be written.
-        gpu.read_only.discard(weights)
+        gpu.read_only.discard(weights)  # memory of another session may come to lie there
 
 
 @pytest.mark.parametrize("name", CASES)

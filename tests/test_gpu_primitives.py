@@ -110,6 +110,7 @@ GPU_KERNEL(copies, 384) {
     gpu_fill(to + 1024, from + 2048, 1024, full);
     gpu_fill_end(full);
     gpu_fill_drain();
+    gpu_fill_renew();
     gpu_prefetch_l2(from, 4096);
 #if GPU_HAS_BULK
     if (gpu_lane() == 0) gpu_mbarrier_expect(full + 1, 0);

@@ -138,6 +138,7 @@ GPU_FN void ark_produce(ark_shared& shared) {
     gpu_barrier(ARK_COMMAND_BARRIER, ARK_THREADS);
     const ark_worker& worker = shared.worker;
     if (worker.is_exit) break;
+    gpu_fill_renew();
     const ark_queue* stream = ark_table<const ark_queue>(ark_kernel_launch.streams) +
                               worker.method * ark_kernel_launch.worker_count + worker.index;
     const ark_segment* segments =

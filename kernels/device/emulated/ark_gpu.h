@@ -233,6 +233,7 @@ GPU_FN void gpu_fill_end([[maybe_unused]] gpu_mbarrier* full) {
   emu_fill_arrive(full);
 #endif
 }
+GPU_FN void gpu_fill_renew() {}
 GPU_FN void gpu_fill_drain() { emu_fill_drain(); }
 GPU_FN void gpu_copy16(void* dst, const void* src, bool valid) { emu_copy16(dst, src, valid); }
 GPU_FN void gpu_copy_commit() { emu_copy_commit(); }
