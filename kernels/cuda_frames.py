@@ -198,6 +198,20 @@ def over_rows(team: str, body: Sequence[str]) -> list[str]:
     return [f"const {team} team;", "#pragma unroll 1", *block(head, body)]
 
 
+def _put_lines(
+    lowered: Lowered, pointers: dict[Operand, Pointer], value: str, count: str
+) -> list[str]:
+    """Take elements j of a row through the chain and store them, several at a time."""
+    last, dtype = lowered.operands[-1], lowered.output.dtype
+    place = pointers[last].element("j")
+    made = {**pointers, last: Element(len(pointers) - 1, dtype, CONTIGUOUS, "y")}
+    lines = [f"{dtype.c_name} y;", *chain_lines(lowered, made, value, "j"), "return y;"]
+    return [
+        *block("const auto make = [&](int64_t j)", lines, "};"),
+        f"ark_put_row(team, {count}, make, [&](int64_t j) -> auto& {{ return {place}; }});",
+    ]
+
+
 def _gather_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int], arch: str) -> Call:
     last = len(box) - 1
     nest = nest_of(lowered, box, (last,))
@@ -219,11 +233,7 @@ def _gather_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int], arch:
         f"nest.extents + {_extras(nest, count) + 1 + count}{is_here});",
         "if (found == nullptr) continue;",
         f"const {c_name}* const row = gpu_global(found);",
-        *block(
-            "team.each(nest.extra(0), [&](int64_t j)",
-            chain_lines(lowered, pointers, f"ark_load<{c_name}>({row})", "j"),
-            "});",
-        ),
+        *_put_lines(lowered, pointers, f"ark_load<{c_name}>({row})", "nest.extra(0)"),
     ]
     lines = [*head_lines(lowered, nest), *over_rows("ark_warp", body)]
     params = (*nest.params, n, *inner, table.shape[0], table.strides[0], *extra)
@@ -256,13 +266,9 @@ def _row_call(lowered: Lowered, box: Box, scalar_slots: dict[str, int], arch: st
     body = [
         *row_lines(lowered),
         f"float* const row = {start};",
-        f"team.each(n, [&](int64_t j) {{ row[j] = {source}; }});",
+        f"ark_bring_row(team, row, n, [&](int64_t j) {{ return {source}; }});",
         f"const auto value = {kernel.function}({arguments});",
-        *block(
-            "team.each(n, [&](int64_t j)",
-            chain_lines(lowered, pointers, "value(j)", "j"),
-            "});",
-        ),
+        *_put_lines(lowered, pointers, "value(j)", "n"),
     ]
     lines = [*head_lines(lowered, nest), "const int64_t n = nest.extra(0);", *over_rows(team, body)]
     params = (*nest.params, n, *inner)

@@ -119,3 +119,40 @@ struct ark_team {
     return ark_warp_scan(value, before, combine);
   }
 };
+
+// row[j] = f(j) for n elements; some are under way before the first of them is stored.
+template <class Team, class F>
+GPU_FN void ark_bring_row(const Team& team, float* row, int64_t n, const F& f) {
+  constexpr int ahead = 8;
+#pragma unroll 1
+  for (int64_t first = team.rank(); first < n; first += ahead * Team::size) {
+    float x[ahead];
+#pragma unroll
+    for (int u = 0; u < ahead; ++u) {
+      const int64_t j = first + u * Team::size;
+      x[u] = j < n ? f(j) : 0.0f;
+    }
+#pragma unroll
+    for (int u = 0; u < ahead; ++u)
+      if (first + u * Team::size < n) row[first + u * Team::size] = x[u];
+  }
+}
+
+// place(j) = make(j) for n elements; some are made before the first of them is stored, so that what
+// they are made of is under way together. make(j) reads place(j) at most.
+template <class Team, class Make, class Place>
+GPU_FN void ark_put_row(const Team& team, int64_t n, const Make& make, const Place& place) {
+  constexpr int ahead = 4;
+#pragma unroll 1
+  for (int64_t first = team.rank(); first < n; first += ahead * Team::size) {
+    decltype(make(first)) y[ahead];
+#pragma unroll
+    for (int u = 0; u < ahead; ++u) {
+      const int64_t j = first + u * Team::size;
+      y[u] = make(j < n ? j : first);
+    }
+#pragma unroll
+    for (int u = 0; u < ahead; ++u)
+      if (first + u * Team::size < n) place(first + u * Team::size) = y[u];
+  }
+}
