@@ -22,11 +22,13 @@ from ark_dist.core.errors import (
 )
 from ark_dist.core.plan import Plan
 from ark_dist.core.settings import read_settings
+from ark_dist.kernels.emit import emit_cuda
+from ark_dist.launch.devices.base import Emit
 from ark_dist.launch.devices.cuda import CudaDevice
 from ark_dist.launch.devices.cupy_gpu import Gpu
 from ark_dist.launch.machine import Command
 from ark_dist.launch.session import Session
-from tests.cuda_cases import CASES, interrupted_after, opened, running_endlessly
+from tests.cuda_cases import CASES, LIMIT_S, interrupted_after, opened, running_endlessly
 from tests.cuda_programs import (
     check_copies,
     early_end_of_generation,
@@ -35,21 +37,12 @@ from tests.cuda_programs import (
 )
 from tests.emulated import gpu_plan
 from tests.fake_cupy import Fake, install
-from tests.fake_gpu import FakeGpu
 from tests.lifecycle_models import NEVER, check_loop, looping, plan_for, set_stop
 from tests.plan_models import block
 from tests.test_cpu_device import pair_of_methods
 from tests.test_emulated_device import never_raised
 from tests.test_emulated_transformer import CONFIGS
 from tests.test_gpu_trace import check_trace
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
-    """A machine with two GPUs."""
-    machine = install(monkeypatch, FakeGpu(0), FakeGpu(1))
-    yield machine
-    machine.check()
 
 
 class Opener:
@@ -61,14 +54,22 @@ class Opener:
 
     @contextmanager
     def __call__(
-        self, plan: Plan, *, gpu_id: int = 0, timeout_s: float = 20.0, watchdog: bool = False
+        self,
+        plan: Plan,
+        *,
+        gpu_id: int = 0,
+        timeout_s: float = LIMIT_S,
+        watchdog: bool = False,
+        emit: Emit = emit_cuda,
     ) -> Iterator[Session]:
         gpu = self.fake.gpus[gpu_id]
         gpu.has_watchdog = watchdog
-        options: dict[str, Any] = {"settings": self.settings, "gpu_id": gpu_id}
+        options: dict[str, Any] = {"settings": self.settings, "gpu_id": gpu_id, "emit": emit}
         with opened(plan, timeout_s=timeout_s, **options) as session:
-            gpu.read_only.add(session.memory.address("weights"))
+            weights = session.memory.address("weights")
+            gpu.read_only.add(weights)
             yield session
+        gpu.read_only.discard(weights)  # the address may be another memory's next
 
 
 @pytest.mark.parametrize("name", CASES)
