@@ -55,7 +55,7 @@ def folder(dtype: str) -> Path:
     try:
         return fetch_model(SMOLLM2, dtype=dtype)
     except CacheError as error:
-        pytest.skip(f"no network: {error}")
+        pytest.skip(f"SmolLM2 is not in the cache and can't be fetched: {error}")
 
 
 @cache

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import ark_dist as ark
-from ark_dist.models.llama import NO_TOKEN, Llama
+from ark_dist.models.llama import CHUNK, NO_TOKEN, Llama
 from ark_dist.models.llama_config import read_llama_config
 from tests.real_model import STEPS, Logits
 
@@ -18,16 +18,23 @@ CONTEXT = 128
 
 
 def forced_logits(
-    folder: Path, mesh: ark.Mesh | None, rows: list[list[int]], device: str
+    folder: Path,
+    mesh: ark.Mesh | None,
+    rows: list[list[int]],
+    device: str,
+    *,
+    steps: int = STEPS,
+    chunk: int = CHUNK,
 ) -> Logits:
-    """Logits (STEPS, rows, vocabulary) after given tokens, on one rank or the mesh's.
+    """Logits (steps, rows, vocabulary) after given tokens, on one rank or the mesh's.
 
-    Each row begins with all its tokens but the last `STEPS` - 1, which are forced.
+    Each row begins with all its tokens but the last `steps` - 1, which are forced.
     """
-    starts = [len(row) - STEPS for row in rows]
+    starts = [len(row) - steps for row in rows]
     llama = Llama(
-        read_llama_config(folder), batch=len(rows), context=CONTEXT, mesh=mesh, keep_logits=True
-    )
+        read_llama_config(folder), batch=len(rows), context=CONTEXT, mesh=mesh, chunk=chunk,
+        keep_logits=True,
+    )  # fmt: skip
     with ark.Executor(model=llama.graph, mesh=mesh, device=device) as exe:
         exe.compile()
         llama.load_state_dict(folder)
@@ -37,7 +44,7 @@ def forced_logits(
         exe.run(turns, method="prefill", scalars={"cursor": 0})
         exe.wait()
         logits = []
-        for step in range(STEPS):
+        for step in range(steps):
             tokens = [row[at + step] for row, at in zip(rows, starts, strict=True)]
             llama.token.from_numpy(np.array(tokens, np.int32))
             exe.run(1, method="decode")

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tests import real_model, test_real_model
 from tests.cuda_models import (
     CHECKS,
     SHORT,
@@ -12,6 +14,10 @@ from tests.cuda_models import (
     logits_of_int8_weights_are_those_of_numpy,
 )
 from tests.fake_cupy import Fake
+from tests.real_ranks import forced_logits
+
+# Of a real model, some seconds each.
+STEPS = 3
 
 
 @pytest.mark.parametrize(
@@ -39,3 +45,16 @@ def test_a_folder_writes_texts(
 @pytest.mark.parametrize("is_short", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_an_encoder_gives_the_vectors_of_numpy(is_short: bool, fake: Fake, tmp_path: Path) -> None:
     an_encoder_gives_the_vectors_of_numpy(tmp_path, is_short=is_short)
+
+
+@pytest.mark.long
+@pytest.mark.real
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+def test_logits_of_smollm2_are_those_of_numpy(dtype: str, fake: Fake) -> None:
+    # Numbers that are counted up: which comes next is clear.
+    rows = [row[: STEPS + 8] for row in real_model.rows()[3:5]]
+    folder = real_model.folder(dtype)
+    found = forced_logits(folder, None, rows, "cuda", steps=STEPS, chunk=8)
+    model = real_model.reference(dtype)
+    expected = np.stack([model.logits(tokens)[-STEPS:] for tokens in rows], axis=1)
+    test_real_model.check_forced(dtype, "on a GPU that is faked", found, expected)

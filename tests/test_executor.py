@@ -209,8 +209,12 @@ def test_two_executors_work_independently(device: str) -> None:
     ],
 )
 def test_an_argument_that_does_not_work_is_explained(
-    arguments: dict[str, object], error: type[Exception], text: str
+    arguments: dict[str, object],
+    error: type[Exception],
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)  # it may be installed
     with pytest.raises(error, match=text):
         ark.Executor(**{"device": "numpy", **arguments})  # type: ignore[arg-type]  # on purpose
 
