@@ -5,23 +5,22 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from ark_dist.bench import compute
 from ark_dist.bench.decode import decode
+from ark_dist.bench.policies import alternating
 from ark_dist.bench.rows import Row, Wanted
 from ark_dist.core.graph import Graph
 from ark_dist.core.layout import MeshShape, P
 from ark_dist.core.plan import Plan
 from ark_dist.core.settings import child_environment
-from ark_dist.core.target import Target, topology_of, wide_target
-from ark_dist.core.task import Task
+from ark_dist.core.target import topology_of, wide_target
 from ark_dist.executor import Executor
 from ark_dist.launch.mpirun import mpirun_command, mpirun_environment, require_mpirun
 from ark_dist.model import Model
-from ark_dist.scheduler.deps import Edges
 from ark_dist.scheduler.order import Queues, earliest_finish
 from ark_dist.scheduler.partition import partition
 from ark_dist.scheduler.plan import PlanOptions, make_plan
@@ -85,6 +84,13 @@ def mlp(wanted: Wanted) -> list[Row]:
     return [*compute.mlp(wanted), *cut]
 
 
+def gpu(wanted: Wanted) -> list[Row]:
+    """What a GPU's kernels are made of, on GPU 0, each figure beside its floor."""
+    from ark_dist.bench.gpu import gpu as measured  # here: `startup` measures this file's imports
+
+    return measured(wanted)
+
+
 def load() -> list[Row]:
     """Four ranks load their parts of a checkpoint of 2 GB, against the safetensors library."""
     return _ranked("load", 4)
@@ -127,6 +133,7 @@ BENCHES: dict[str, Callable[[Wanted], list[Row]]] = {
     "all_reduce": _whole(all_reduce),
     "decode": decode,
     "dispatch": _whole(dispatch),
+    "gpu": gpu,
     "load": _whole(load),
     "matmul": compute.matmul,
     "mlp": mlp,
@@ -241,12 +248,6 @@ def planning_cost(kind: str) -> None:
     planned_rank(graph, kind)
     print(f"s={time.perf_counter() - began}")
     print(f"MB={resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}")
-
-
-def alternating(tasks: Sequence[Task], edges: Sequence[Edges], target: Target) -> Queues:
-    """Deal tasks out in turn, so that every dependency in a chain changes workers."""
-    workers = target.worker_count
-    return tuple(tuple(range(worker, len(tasks), workers)) for worker in range(workers))
 
 
 def _task_us(workers: int, policy: Callable[..., Queues]) -> float:

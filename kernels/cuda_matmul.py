@@ -19,19 +19,20 @@ from ark_dist.kernels.cuda_nest import (
 )
 from ark_dist.kernels.frames import offsets
 from ark_dist.kernels.lower import Lowered, matmul_loops, matrix_strides
+from ark_dist.kernels.ops.matmul import GPU_FEW_BYTES, GPU_FEW_ROWS
 from ark_dist.kernels.stream import COPY_BYTES, cut_weights, segments
 from ark_dist.kernels.text import SLOT_BYTES
 
 # Rows of A that one warp multiplies from registers, and the columns whose sums it holds then.
 ROW_COUNTS = (1, 2, 4, 8)
 FEW_ROWS, FEW_COLUMNS = ROW_COUNTS[-1], 4
-# What the rows of A may take of the shared memory, as fp32; longer ones come in parts, or go to
-# the tensor cores.
-FEW_BYTES = 64 * 1024
+assert FEW_ROWS == GPU_FEW_ROWS
 # What ark_matvec_direct needs beside the rows.
 FEW_EXTRA_BYTES = 16 * 1024
 EXTRAS = 7  # integers of the shape
 AFFINE_BYTES = 8
+# Warps that compute.
+WARPS = 8
 # Scratch is aligned to 16 bytes, the operands of warp groups to 1024.
 SCRATCH_SLACK_BYTES = 1008
 
@@ -103,7 +104,7 @@ def is_streamed(lowered: Lowered, box: Box) -> bool:
     lines = (start, n_stride, product.k)
     return (
         view.buffer in lowered.read_only
-        and _rows_bytes(product) <= FEW_BYTES
+        and _rows_bytes(product) <= GPU_FEW_BYTES
         and product.m <= FEW_ROWS
         and product.k > 0
         and k_stride == 1
@@ -123,7 +124,7 @@ def matmul_call(lowered: Lowered, box: Box, arch: str) -> Call:
     prologue: list[str] = ["const ark_matmul_no_prologue prologue;"]
     if lowered.prologue is not None:
         prologue_bytes = -(-product.m * AFFINE_BYTES // 16) * 16
-        prologue = _prologue(lowered, lowered.prologue)
+        prologue = _prologue(lowered, lowered.prologue, product)
     body = [
         *row_lines(lowered),
         *_epilogue(lowered, loops.steps),
@@ -149,7 +150,7 @@ def _variant(
     """The call of one of the products, its scratch bytes, extra parameters and its stream."""
     a, b = (o.view.dtype for o in lowered.operands[:2])
     types = f"{a.c_name}, {b.c_name}"
-    if product.m <= FEW_ROWS and _rows_bytes(product) <= FEW_BYTES:
+    if product.m <= FEW_ROWS and _rows_bytes(product) <= GPU_FEW_BYTES:
         rows = next(m for m in ROW_COUNTS if m >= product.m)
         scratch_bytes = _rows_bytes(product) + FEW_EXTRA_BYTES
         head = f"{types}, {rows}, {FEW_COLUMNS}>"
@@ -214,8 +215,12 @@ def _epilogue(lowered: Lowered, rows: Shape) -> list[str]:
     return block("const auto epilogue = [&](int i, int j, float sum)", lines, "};")
 
 
-def _prologue(lowered: Lowered, norm: Node) -> list[str]:
-    """Find out about the rows of A, a warp each, and say how their elements are normalized."""
+def _prologue(lowered: Lowered, norm: Node, product: Product) -> list[str]:
+    """Find out about the rows of A and say how their elements are normalized.
+
+    A warp looks at a row, or where there are fewer rows than warps all threads at one after the
+    other: the way to memory and back decides then.
+    """
     kernel = OPS[norm.op].kernel
     assert kernel is not None
     a = lowered.operands[0].view
@@ -226,16 +231,19 @@ def _prologue(lowered: Lowered, norm: Node) -> list[str]:
     ]
     along = ["ark_absent{}", "ark_absent{}"]
     along[: len(vectors)] = vectors
+    stride = "1" if product.a[1] == 1 else "shape.a_k"
     body = [
-        f"const ark_row<{a.dtype.c_name}> row = {{a0 + i * shape.a_m, shape.a_k}};",
+        f"const ark_row<{a.dtype.c_name}> row = {{a0 + i * shape.a_m, {stride}}};",
         f"const ark_affine affine = {kernel.function}_prologue({arguments});",
         "if (team.rank() == 0) rows[i] = affine;",
     ]
+    is_few = product.m < WARPS
+    first, step = ("0", "1") if is_few else ("gpu_warp()", "ARK_WARPS")
     return [
         "ark_affine* const rows = reinterpret_cast<ark_affine*>(base);",
-        "const ark_warp team;",
+        f"const {'ark_team' if is_few else 'ark_warp'} team;",
         "#pragma unroll 1",
-        *block("for (uint32_t i = gpu_warp(); i < shape.m; i += ARK_WARPS)", body),
+        *block(f"for (uint32_t i = {first}; i < shape.m; i += {step})", body),
         "gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);",
         f"const auto weight = {along[0]};",
         f"const auto bias = {along[1]};",

@@ -20,7 +20,7 @@ from ark_dist.kernels.lower import Lowered, lower
 from ark_dist.kernels.tables import Table, Tables
 from ark_dist.kernels.text import SHARED_BYTES, Parts, cpu_text, cuda_text
 
-# ARK_MAX_METHODS in worker.h.
+# ARK_MAX_METHODS in device/shared.h.
 MAX_METHODS = 64
 FLAGS = {"none": 0, "effect": abi.EFFECT, "stop": abi.STOP}
 
@@ -185,27 +185,9 @@ def _emit_method(
         first_row = len(program.segments)
         for task_id in queue:
             task = method.tasks[task_id]
-            handshake = method.nodes[method.groups[task.group].nodes[-1]]
-            waits = _wait_rows(method, task_id, first_counter)
-            waits += tuple((program.flags[flag], 1, 1) for flag in handshake.waits)
             call = calls[task.group, language.key(lowered[task.group], task.box)]
-            program.tasks.append(
-                (
-                    call.function,
-                    call.params,
-                    len(program.operands),
-                    program.wait_index(waits),
-                    len(waits),
-                    _flags(task, handshake) | len(call.stream) << abi.SLOTS_SHIFT,
-                    first_counter + method.signals[task_id],
-                    task_id,
-                    len(program.raises),
-                    len(handshake.raises),
-                )
-            )
-            program.raises += handshake.raises
             operands = _operand_rows(plan, lowered[task.group], task.box, peers)
-            program.operands += operands
+            _emit_task(program, method, task, first_counter, call, operands)
             program.segments += [_segment(operands, stretch) for stretch in call.stream]
         program.streams.append((first_row, len(program.segments) - first_row))
     return queues
@@ -222,7 +204,39 @@ class _Emitted:
 
     function: int
     params: int
+    param_count: int
     stream: tuple[Stretch, ...]
+
+
+def _emit_task(
+    program: _Program,
+    method: Method,
+    task: Task,
+    first_counter: int,
+    call: _Emitted,
+    operands: Sequence[tuple[int, int, int]],
+) -> None:
+    handshake = method.nodes[method.groups[task.group].nodes[-1]]
+    waits = _wait_rows(method, task.id, first_counter)
+    waits += tuple((program.flags[flag], 1, 1) for flag in handshake.waits)
+    program.tasks.append(
+        (
+            call.function,
+            call.params,
+            len(program.operands),
+            program.wait_index(waits),
+            len(waits),
+            _flags(task, handshake) | len(call.stream) << abi.SLOTS_SHIFT,
+            first_counter + method.signals[task.id],
+            task.id,
+            len(program.raises),
+            len(handshake.raises),
+            call.param_count,
+            len(operands),
+        )
+    )
+    program.raises += handshake.raises
+    program.operands += operands
 
 
 def _emit_calls(
@@ -268,7 +282,8 @@ def _emit_call(program: _Program, plan: Plan, method: Method, group: Group, call
     name = "_".join(method.nodes[n].op for n in group.nodes)[:80]
     comment = "\n".join(f"// {describe_node(method.nodes[n], plan.buffers)}" for n in group.nodes)
     function = program.function(call.body, name, comment)
-    return _Emitted(function, program.param_index(call.params), call.stream)
+    params = call.params
+    return _Emitted(function, program.param_index(params), len(params), call.stream)
 
 
 def _operand_rows(
@@ -292,5 +307,14 @@ def _parts(plan: Plan, program: _Program) -> Parts:
     # A function's header has its name: some operators share one.
     kernels = (OPS[node.op].kernel for method in plan.methods for node in method.nodes)
     used = {kernel.function.removeprefix("ark_") for kernel in kernels if kernel is not None}
-    has_stream = bool(program.segments)
-    return Parts(plan.name, plan.target, functions, tuple(used), program.shared_bytes, has_stream)
+    counts = [task[-2:] for task in program.tasks]
+    most = (max((n for n, _ in counts), default=0), max((n for _, n in counts), default=0))
+    return Parts(
+        plan.name,
+        plan.target,
+        functions,
+        tuple(used),
+        program.shared_bytes,
+        bool(program.segments),
+        most,
+    )

@@ -18,9 +18,9 @@ from ark_dist.kernels.rules import (
     is_fp32,
     map_cost,
     moved_bytes,
-    parts_worth,
     share,
     spread,
+    tiles_worth,
 )
 
 # Exponentials and divisions weigh more than one operation each.
@@ -107,7 +107,7 @@ def row_op(
         axis = row_axis(name, specs, attrs)
         units = tuple(size if i == axis else 1 for i, size in enumerate(out.shape))
         whole = row_cost(specs, out, attrs, full_box(out.shape))
-        return spread(out.shape, parts_worth(whole, target), units)
+        return spread(out.shape, tiles_worth(whole, target), units)
 
     def sharding(specs: Specs, out: Spec, attrs: Attrs) -> str:
         axis = row_axis(name, specs, attrs)
@@ -210,7 +210,7 @@ def reduction(
             return reference(tiles[0], axes).reshape([b - a for a, b in box])
 
     def tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
-        parts = parts_worth(reduce_cost(specs, out, attrs, full_box(out.shape)), target)
+        parts = tiles_worth(reduce_cost(specs, out, attrs, full_box(out.shape)), target)
         units = (1,) * (len(out.shape) - 1) + (LINE_ELEMENTS,) * min(len(out.shape), 1)
         return spread(out.shape, parts, units) if out.shape else ((),)
 

@@ -98,7 +98,21 @@ def cut(size: int, pieces: int, unit: int) -> list[tuple[int, int]]:
 
 def parts_worth(cost: Cost, target: Target) -> int:
     """How many tasks a piece of work is worth on the target, one per worker at most."""
-    grain_s = max(GRAIN_HOPS * target.hop_s, target.task_s)
+    return _parts(cost, target, max(GRAIN_HOPS * target.hop_s, target.task_s))
+
+
+def tiles_worth(cost: Cost, target: Target) -> int:
+    """The same for work whose tiles read little in common.
+
+    Where groups of tasks share one counter, who waits for many tasks waits no longer than for one:
+    more of them cost nothing.
+    """
+    if target.counters != "group":
+        return parts_worth(cost, target)
+    return _parts(cost, target, target.task_s)
+
+
+def _parts(cost: Cost, target: Target, grain_s: float) -> int:
     return max(1, min(target.worker_count, int(target.seconds(cost) / grain_s)))
 
 
@@ -123,7 +137,7 @@ def broadcast_box(shape: Shape, box: Box) -> Box:
 
 def map_tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
     """Tiles of an elementwise operator: any cut will do, outermost dimensions first."""
-    return cut_map(out.shape, parts_worth(map_cost(specs, out, attrs, full_box(out.shape)), target))
+    return cut_map(out.shape, tiles_worth(map_cost(specs, out, attrs, full_box(out.shape)), target))
 
 
 def cut_map(shape: Shape, parts: int) -> tuple[Box, ...]:
@@ -205,7 +219,7 @@ def map_op(
         return Cost(once.bytes, once.ops * ops_per_element)
 
     def tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
-        return cut_map(out.shape, parts_worth(cost(specs, out, attrs, full_box(out.shape)), target))
+        return cut_map(out.shape, tiles_worth(cost(specs, out, attrs, full_box(out.shape)), target))
 
     return register(
         Op(

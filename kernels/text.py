@@ -48,11 +48,14 @@ CUDA_HEADERS = (
     "device/attention.h",
     "device/attention_tensor.h",
 )
-CUDA_TAIL = ("device/worker.h",)
+CUDA_TAIL = ("device/waits.h", "device/packet.h", "device/worker.h", "device/kernel.h")
 # Shared memory of a CTA that a kernel may have, by architecture.
 SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90a": 227 * 1024, "sm_100a": 227 * 1024}
 # ARK_SHARED_BYTES in device/shared.h.
 LEADER_BYTES = 2048
+# What a task may have and still be fetched into the CTA's memory; the latter is
+# ARK_PACKET_OPERANDS in device/shared.h.
+PACKET_PARAMS, PACKET_OPERANDS = 96, 16
 # One slot for each warp that computes (ARK_RING_WARPS in device/ring.h), as large as lets
 # everything else be in shared memory too.
 SLOTS = 8
@@ -70,6 +73,7 @@ class Parts:
         ops: names of the operators it uses.
         shared_bytes: scratch memory that a task may need of a CTA's shared memory.
         has_stream: whether weights come through the ring.
+        most: parameters and operands that one task has at most.
     """
 
     name: str
@@ -78,6 +82,7 @@ class Parts:
     ops: tuple[str, ...]
     shared_bytes: int
     has_stream: bool
+    most: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,8 @@ def cuda_text(parts: Parts) -> str:
     layout = shared_layout(parts.target.arch, parts.shared_bytes, parts.has_stream)
     constants = (
         f"constexpr uint32_t ARK_RING_SLOTS = {layout.slots};\n"
-        f"constexpr uint32_t ARK_SLOT_BYTES = {layout.slot_bytes};"
+        f"constexpr uint32_t ARK_SLOT_BYTES = {layout.slot_bytes};\n"
+        f"constexpr uint32_t ARK_PACKET_PARAMS = {_packet_params(parts)};"
     )
     names = with_included((*CUDA_HEADERS, *_op_headers(parts, ".cuh", ".h")))
     texts = [constants, *_headers(names)]
@@ -145,6 +151,13 @@ def cuda_text(parts: Parts) -> str:
     texts += _headers(CUDA_TAIL)
     _, body = _hoist_includes("\n\n".join(texts))
     return f'{_title(parts)}\n\n#include "ark_gpu.h"\n\n{body}\n'
+
+
+def _packet_params(parts: Parts) -> int:
+    """Parameters that a packet has room for; 0 where a task has more than fit."""
+    params, operands = parts.most
+    fits = params <= PACKET_PARAMS and operands <= PACKET_OPERANDS
+    return -(-max(params, 1) // 32) * 32 if fits else 0
 
 
 def _functions(parts: Parts, result: str) -> str:

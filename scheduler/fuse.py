@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from ark_dist.core.graph import EFFECT_KINDS, Buffer, Node, frame_of
 from ark_dist.core.op import OPS, reads_in_place
+from ark_dist.core.target import Target
 from ark_dist.core.task import Group
 from ark_dist.core.view import View
 
@@ -28,11 +29,11 @@ def fuse(
     buffers: Sequence[Buffer],
     *,
     is_enabled: bool = True,
-    can_narrow: bool = True,
+    target: Target | None = None,
 ) -> tuple[Group, ...]:
     """Return groups in the order of their last nodes; every node is in at least one.
 
-    `can_narrow` says whether the target's matmuls take rows that are wider than their weights.
+    Without a target all is fused that any target can do.
     """
     users = _users(nodes)
     drafts: dict[int, _Draft] = {}
@@ -54,7 +55,7 @@ def fuse(
         drafts[node.id] = draft
         writers.setdefault(node.output.buffer, []).append(node.id)
     if is_enabled:
-        drafts = _add_prologues(drafts, nodes, buffers, users, can_narrow)
+        drafts = _add_prologues(drafts, nodes, buffers, users, target)
     ordered = sorted(drafts)
     return tuple(
         Group(position, drafts[last].nodes, _effect(nodes[last], buffers))
@@ -158,7 +159,7 @@ def _add_prologues(
     nodes: Sequence[Node],
     buffers: Sequence[Buffer],
     users: dict[int, list[int]],
-    can_narrow: bool,
+    target: Target | None,
 ) -> dict[int, _Draft]:
     result = dict(drafts)
     draft_of = {n: last for last, draft in drafts.items() for n in draft.nodes}
@@ -166,7 +167,9 @@ def _add_prologues(
         norm = nodes[last]
         if len(draft.nodes) != 1 or not _is_prologue(norm, nodes, buffers, users):
             continue
-        if norm.inputs[0].dtype != norm.output.dtype and not can_narrow:
+        is_narrower = norm.inputs[0].dtype != norm.output.dtype
+        matmuls = (nodes[user] for user in users[norm.output.buffer])
+        if is_narrower and not all(_takes_wide_rows(matmul, target) for matmul in matmuls):
             continue
         hosts = sorted({draft_of[user] for user in users[norm.output.buffer]})
         if any(_is_disturbed(draft, nodes[h], nodes) for h in hosts):
@@ -197,6 +200,15 @@ def _is_prologue(
         and 0 < len(consumers) <= MAX_PROLOGUE_USERS
         and all(_reads_rows(nodes[c], norm) for c in consumers)
     )
+
+
+def _takes_wide_rows(matmul: Node, target: Target | None) -> bool:
+    """Whether its rows may be of a wider dtype than its weights."""
+    kernel = OPS[matmul.op].kernel
+    if target is None or kernel is None or kernel.takes_wide_rows is None:
+        return True
+    specs, attributes = matmul.input_specs, matmul.attributes
+    return kernel.takes_wide_rows(specs, matmul.output.spec, attributes, target)
 
 
 def _reads_rows(matmul: Node, norm: Node) -> bool:

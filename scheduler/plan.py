@@ -112,8 +112,7 @@ def _draft(
     method: GraphMethod, buffers: Sequence[Buffer], target: Target, options: PlanOptions
 ) -> _Draft:
     nodes: tuple[Node, ...] = method.nodes
-    can_narrow = target.kind != "cuda"
-    groups = fuse(nodes, buffers, is_enabled=options.is_fused, can_narrow=can_narrow)
+    groups = fuse(nodes, buffers, is_enabled=options.is_fused, target=target)
     tasks = tile(groups, nodes, buffers, target)
     touched = accesses(tasks, buffers)
     edges = tuple(same_turn_edges(touched))

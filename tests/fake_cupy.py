@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -21,12 +22,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ark_dist.core import abi
 from ark_dist.core.settings import Settings
 from ark_dist.core.source import Binary, Source
 from ark_dist.launch.devices import cupy_gpu
 from ark_dist.launch.emulation import Program, _declared, compile_emulated
-from tests.fake_gpu import LAUNCH_FAILURE, POLL_S, FakeGpu, Kernel
+from tests.fake_gpu import LAUNCH_FAILURE, POLL_S, FakeGpu, Kernel, entry_of
 
 NOT_READY, NO_DEVICE = 600, 100
 SHARED_BYTES_OPTIN = 227 * 1024
@@ -143,7 +143,7 @@ class Module:
 
 class Function:
     def __init__(self, module: Module, name: str) -> None:
-        assert name == "ark_kernel"
+        self.entry = entry_of(name)
         self.module, self.ptr, self.shared_limit = module, id(self), 48 * 1024
         module.fake.functions[self.ptr] = self
 
@@ -161,15 +161,17 @@ class Function:
         fake.raise_fault(gpu)
         assert fake.current() is gpu and self.module.gpu is gpu, "another device is current"
         assert enable_cooperative_groups and args == ()
-        threads = ctypes.c_uint32.in_dll(self.module.program.library, "ark_kernel_threads").value
-        assert block == (threads,) and len(grid) == 1 and grid[0] <= gpu.sm_count
+        library = self.module.program.library
+        threads = ctypes.c_uint32.in_dll(library, f"{self.entry.name}_threads").value
+        most = gpu.sm_count * gpu.ctas_per_sm
+        assert block == (threads,) and len(grid) == 1 and grid[0] <= most
         if shared_mem > self.shared_limit:
             raise CUDADriverError(1)
-        symbol = self.module.get_global_var("ark_kernel_launch")
-        record = ctypes.string_at(symbol, abi.LAUNCH.dtype.itemsize)
+        symbol = self.module.get_global_var(self.entry.constant)
+        record = ctypes.string_at(symbol, self.entry.record.dtype.itemsize)
         memory = [(m.ptr, m.size) for m in fake.memory if m.gpu in (gpu, None)]
         program = self.module.program
-        stream.kernel = Kernel(gpu, program, grid[0], shared_mem, record, memory)
+        stream.kernel = Kernel(gpu, program, self.entry, grid[0], shared_mem, record, memory)
         gpu.kernels.append(stream.kernel)
         stream.kernel.start()
 
@@ -336,19 +338,30 @@ class Fake:
         assert not left, f"{left} kernels are resident"
 
 
-def install(patch: pytest.MonkeyPatch, *gpus: FakeGpu) -> Fake:
-    """Let `import cupy` find a fake one with these GPUs, and kernels be built for it."""
+def install(patch: pytest.MonkeyPatch, *gpus: FakeGpu, race: bool = False) -> Fake:
+    """Let `import cupy` find a fake one with these GPUs, and kernels be built for it.
+
+    With `race` the kernels that measure a GPU have every access checked.
+    """
     fake = Fake(gpus)
     patch.setitem(sys.modules, "cupy", fake.module())
     patch.setattr("ark_dist.launch.devices.cuda.compile_cuda", _compile)
+    patch.setattr("ark_dist.bench.gpu_kernels.compile_cuda", partial(_compile, race=race))
     cupy_gpu._shared.cache_clear()
     return fake
 
 
 def _compile(
-    source: Source, *, arch: str, settings: Settings, on_compile: Callable[[Path], None]
+    source: Source,
+    *,
+    arch: str,
+    settings: Settings,
+    on_compile: Callable[[Path], None],
+    race: bool = False,
 ) -> tuple[Binary, None]:
     number = 80 if arch == "sm_80" else 90
-    program = compile_emulated(source.text, settings=settings, name=source.name, arch=number)
+    program = compile_emulated(
+        source.text, settings=settings, name=source.name, arch=number, race=race
+    )
     on_compile(program.binary.source_path)
     return program.binary, None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ark_dist.bench.gpu_kernels import BENCH, CONFIG
 from ark_dist.core import abi
 from ark_dist.launch.devices.gpu import READ_ONLY
 from ark_dist.launch.emulation import Emulation, EmulationFault, Program
@@ -16,6 +17,26 @@ POLL_S = 5e-4
 
 # Address and size in bytes.
 Buffer = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A kernel's name, the constant that it starts with, and fields of what it only reads."""
+
+    name: str
+    constant: str
+    record: abi.Record
+    read_only: tuple[str, ...]
+
+
+PERSISTENT = Entry("ark_kernel", "ark_kernel_launch", abi.LAUNCH, READ_ONLY)
+
+
+def entry_of(name: str) -> Entry:
+    """The persistent kernel, or one that measures a GPU."""
+    if name == PERSISTENT.name:
+        return PERSISTENT
+    return Entry(name, CONFIG, BENCH, ("source", "segments"))
 
 
 @dataclass(eq=False)
@@ -54,6 +75,7 @@ class Kernel(threading.Thread):
         self,
         gpu: FakeGpu,
         program: Program,
+        entry: Entry,
         ctas: int,
         shared_bytes: int,
         record: bytes,
@@ -61,10 +83,11 @@ class Kernel(threading.Thread):
     ) -> None:
         """Prepare it; `record` is what its constant holds, `memory` all that it may touch."""
         super().__init__(daemon=True)
-        launch = np.frombuffer(record, abi.LAUNCH.dtype)[0]
+        launch = np.frombuffer(record, entry.record.dtype)[0]
         self.gpu, self.program, self.ctas, self.shared_bytes = gpu, program, ctas, shared_bytes
+        self.entry = entry
         self.addresses = {int(word) for word in np.frombuffer(record, np.uint64)}
-        read_only = gpu.read_only | {int(launch[name]) for name in READ_ONLY}
+        read_only = gpu.read_only | {int(launch[name]) for name in entry.read_only}
         self.memory = [
             (start, size, not any(start <= address < start + size for address in read_only))
             for start, size in memory
@@ -79,7 +102,7 @@ class Kernel(threading.Thread):
         self.is_running = True
         with Emulation(
             self.program,
-            "ark_kernel",
+            self.entry.name,
             ctas=self.ctas,
             smem_bytes=self.shared_bytes,
             watchdog=self.gpu.has_watchdog,
@@ -96,4 +119,4 @@ class Kernel(threading.Thread):
 
     def _fits(self) -> bool:
         others = sum(k.ctas for k in self.gpu.residents if k.is_running)
-        return others + self.ctas <= self.gpu.sm_count
+        return others + self.ctas <= self.gpu.sm_count * self.gpu.ctas_per_sm

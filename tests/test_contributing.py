@@ -106,7 +106,7 @@ def test_the_worked_example_adds_operators(tree: Path, tmp_path: Path) -> None:
         (tree / path).write_text(text, "utf-8")
     # What ./dev generate runs once the environment is there.
     generate = ["-m", "ark_dist.kernels.generate"]
-    assert f"exec python {' '.join(generate)}" in (tree / "dev").read_text("utf-8")
+    assert f'exec "$python" {" ".join(generate)}' in (tree / "dev").read_text("utf-8")
     run(tree, [sys.executable, *generate])
     assert changed(tree) == ["ark_dist/ops.py", *sorted(example.files)]
     use(tree, example, tmp_path / "cache")

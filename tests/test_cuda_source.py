@@ -29,11 +29,6 @@ except CompilerNotFoundError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 JOBS = [*transformer_jobs(), *rank_jobs(), *operator_jobs()]
-# Programs with functions that leave too few registers for what the kernel keeps across tasks.
-SPILLING = {
-    "transformer bf16 sm_80",
-    "matmul fp32 sm_80",
-}
 MOST_FUNCTIONS = 40  # of a whole model
 Results = dict[Job, Future[Compiled]]
 
@@ -47,12 +42,7 @@ def compiled(request: pytest.FixtureRequest) -> Iterator[Results]:
         yield futures
 
 
-def _spills(job: Job) -> pytest.MarkDecorator | tuple[()]:
-    reason = "spills a few registers: tests/test_cuda_source.py, SPILLING"
-    return pytest.mark.xfail(strict=True, reason=reason) if str(job) in SPILLING else ()
-
-
-@pytest.mark.parametrize("job", [pytest.param(j, marks=_spills(j), id=str(j)) for j in JOBS])
+@pytest.mark.parametrize("job", JOBS, ids=str)
 def test_a_program_keeps_to_registers(job: Job, compiled: Results) -> None:
     found = compiled[job].result()
     kernel = found.kernel

@@ -12,7 +12,10 @@ from ark_dist.launch import nvrtc, sass
 
 ARCHS = ("sm_80", "sm_90a", "sm_100a")
 # Names that only the GPU's headers need for themselves.
-INTERNAL = {"gpu_global_address", "gpu_shared_address", "gpu_evict_first", "gpu_poll"}
+INTERNAL = {
+    *("gpu_global_address", "gpu_shared_address", "gpu_evict_first"),
+    *("gpu_has_come", "gpu_acquire_fence", "gpu_poll", "gpu_poll_idle"),
+}
 # Only sm_90a has warp groups' products; tests/test_sass.py compiles them.
 ONLY_90A = {
     *("gpu_wgmma_publish", "gpu_wgmma_fence", "gpu_wgmma_commit", "gpu_wgmma_wait"),
@@ -46,6 +49,7 @@ GPU_KERNEL(words, 384) {
   gpu_store_relaxed_system(w + 5, gpu_load_acquire_system(w + 6));
   gpu_store_release_system(h, gpu_load_relaxed(h + 1) + gpu_load_relaxed(flag));
   h[2] = gpu_exchange(h + 3, 7) + gpu_compare_exchange(h + 4, 8, 9) + gpu_add(h + 5, 1);
+  w[14] = gpu_load_fixed(reinterpret_cast<uint64_t*>(gpu_anew(gpu_smem())));
   w[7] = gpu_exchange(w + 8, 7) + gpu_compare_exchange(w + 9, 8, 9) + gpu_add(w + 10, 1);
   gpu_add_release(w + 11, 1);
   gpu_add_release_system(w + 12, 1);
@@ -54,6 +58,7 @@ GPU_KERNEL(words, 384) {
   if (gpu_kernel_thread() == 0) {
     int result = gpu_wait(w, 3, abort, 1000);
     result += gpu_wait_system(w + 1, 4, abort, 1000) + gpu_wait_host(w + 2, 5, abort);
+    result += gpu_wait_idle(w + 3, 6, abort);
     h[6] = uint32_t(result);
     gpu_nanosleep(100);
     w[13] = gpu_clock_ns();

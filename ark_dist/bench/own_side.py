@@ -52,12 +52,18 @@ def _questions(communicator: Communicator | None) -> Iterator[str]:
         yield line.decode()
 
 
+def weight_bytes(model: LanguageModel) -> int:
+    """Bytes of all weights, which a token takes once."""
+    weights = model.llama.params_dict()
+    return sum(prod(w.shape) * as_dtype(w.dtype).itemsize for w in weights.values())
+
+
 def _described(model: LanguageModel) -> Message:
     """The weights: bytes of all, and the elements of those that each token of a prompt meets."""
     weights = model.llama.params_dict()
     return {
         "name": "ark_dist",
-        "weight_bytes": sum(prod(w.shape) * as_dtype(w.dtype).itemsize for w in weights.values()),
+        "weight_bytes": weight_bytes(model),
         # The table of embeddings is looked up, and the head has one row.
         "layer_elements": sum(prod(w.shape) for name, w in weights.items() if "layers." in name),
     }

@@ -85,6 +85,8 @@ TASK = Record(
         ("id", "u4", 1, "its id in the plan"),
         ("raises", "u4", 1, "first of its addresses in the table of raises"),
         ("raise_count", "u4", 1, "how many flags it raises when it is done"),
+        ("param_count", "u4", 1, "how many integers"),
+        ("operand_count", "u4", 1, "how many addresses"),
     ),
 )
 OPERAND = Record(

@@ -82,6 +82,9 @@ class Kernel:
         cuda: views of inputs and output, attributes, box -> integers that a "tile" function in
             `<op>.cuh` has as its first template arguments, and the fp32 elements of scratch
             memory that it needs instead of `scratch`. None where all is as on a CPU.
+        takes_wide_rows: inputs, output spec, attributes, target -> whether rows that a norm is
+            applied to on the way into a matmul may be of a wider dtype than its weights. None
+            where they always may.
         packings: attributes -> for each input, the packing (`core.packing`) of a weight that a
             CPU reads there, "" for none; row-major it reads all. None is none at all.
     """
@@ -96,6 +99,7 @@ class Kernel:
     scratch: Callable[[Specs, Spec, Attrs, Box], int] | None = None
     failure: str = ""
     cuda: Callable[[tuple[View, ...], View, Attrs, Box], tuple[tuple[int, ...], int]] | None = None
+    takes_wide_rows: Callable[[Specs, Spec, Attrs, Target], bool] | None = None
     packings: Callable[[Attrs], tuple[str, ...]] | None = None
 
 

@@ -30,7 +30,7 @@ constexpr uint32_t ARK_NO_FAILURE = 0, ARK_FAILURE_LOCKED = 1, ARK_FAILURE_FULL 
 // Report a bad value; any thread may. The first one a worker meets is kept: `ark_check_failure`
 // ends the run, unless it turns out to have ended before this turn.
 GPU_PART void ark_fail_task(uint32_t task, int64_t value, int64_t limit) {
-  const ark_worker& worker = ark_here().worker;
+  ark_worker& worker = ark_here().worker;
   ark_failure* failure = ark_table<ark_failure>(ark_kernel_launch.failures) + worker.index;
   if (gpu_compare_exchange(&failure->state, ARK_NO_FAILURE, ARK_FAILURE_LOCKED) != ARK_NO_FAILURE)
     return;
@@ -42,6 +42,7 @@ GPU_PART void ark_fail_task(uint32_t task, int64_t value, int64_t limit) {
   failure->value = value;
   failure->limit = limit;
   gpu_store_release(&failure->state, ARK_FAILURE_FULL);
+  gpu_store_relaxed(&worker.has_failed, 1);
 }
 // By value: the call is in registers, and stays there.
 GPU_FN void ark_fail(const ark_call& call, int64_t value, int64_t limit) {

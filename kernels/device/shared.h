@@ -17,6 +17,7 @@ constexpr int ARK_START_BARRIER = 3;
 // At most this many methods in one program; `emit` checks it.
 constexpr uint32_t ARK_MAX_METHODS = 64;
 constexpr int64_t ARK_NEVER = int64_t(1) << 62;
+constexpr uint32_t ARK_NO_ROW = 0xffffffff;
 
 // Thread 0 leads: it alone writes these words, between barriers that others read them after.
 struct ark_worker {
@@ -29,18 +30,31 @@ struct ark_worker {
   uint32_t index;
   uint32_t gate;    // of a turn: ARK_GO, ARK_OVER or ARK_QUIT
   uint32_t action;  // of a task: ARK_GO, ARK_SKIP, ARK_OVER at the queue's end, or ARK_QUIT
-  uint32_t task;    // row of the task table; and the rows of the turn that are left
-  uint32_t next;
+  uint32_t next;    // rows of the task table that are left of the turn
   uint32_t end;
   uint32_t slot;  // number of the next slot of the weight stream
   uint32_t is_exit;
+  uint32_t has_stop, depth;       // of the method
+  uint32_t first_row, row_count;  // of the method's queue
+  uint32_t ahead;                 // the row that was last asked for
+  uint32_t has_failed;            // a task met data that it can't work on
   uint64_t came;   // of a task that is traced: clock when the worker came to it,
   uint64_t began;  // and when its waits held
 };
 constexpr uint32_t ARK_GO = 0, ARK_SKIP = 1, ARK_OVER = 2, ARK_QUIT = 3;
 
+// What a task is called with; addresses and integers only where ARK_PACKET_PARAMS is not 0.
+constexpr uint32_t ARK_PACKET_OPERANDS = 16;
+struct alignas(16) ark_packet {
+  ark_task row;
+  uint64_t operands[ARK_PACKET_OPERANDS];
+  int64_t params[ARK_PACKET_PARAMS > 0 ? ARK_PACKET_PARAMS : 1];
+};
+
 struct ark_shared {
   ark_worker worker;
+  ark_packet packet;
+  alignas(16) ark_task ahead;  // the next one's row, on its way
   int64_t turns[ARK_MAX_METHODS];  // each method's next turn
   alignas(16) uint64_t exchange[2 * ARK_WARPS];  // of collectives
   ark_ring ring;

@@ -194,14 +194,26 @@ ARK_FN T ark_fold(const Team& team, const Row& row, int64_t n, T start, const St
     });
     return total;
   } else {
+    // Some elements are under way before the first of them is used.
+    constexpr int ahead = 8;
+    static_assert(ARK_BLOCK % ahead == 0, "whole batches");
     T block = start;
     int64_t count = 0;
-    team.each(n, [&](int64_t i) {
-      block = step(block, row(i));
-      if (++count % ARK_BLOCK != 0) return;
+#pragma unroll 1
+    for (int64_t first = team.rank(); first < n; first += ahead * Team::size) {
+      T x[ahead];
+#pragma unroll
+      for (int u = 0; u < ahead; ++u) {
+        const int64_t i = first + u * Team::size;
+        x[u] = i < n ? T(row(i)) : start;
+      }
+#pragma unroll
+      for (int u = 0; u < ahead; ++u) block = step(block, x[u]);
+      count += ahead;
+      if (count % ARK_BLOCK != 0) continue;
       total = step(total, block);
       block = start;
-    });
+    }
     return team.combine(step(total, block), step);
   }
 }

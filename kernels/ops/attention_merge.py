@@ -7,7 +7,7 @@ from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, register
 from ark_dist.core.shape import Box, box_size, full_box
 from ark_dist.core.target import Cost, Target
 from ark_dist.core.view import Spec
-from ark_dist.kernels.rules import check_dtypes, moved_bytes, parts_worth, share, spread
+from ark_dist.kernels.rules import check_dtypes, moved_bytes, share, spread, tiles_worth
 
 SUMMARY = """Merge what attention gave for parts of the keys; a row that saw no key is zeros."""
 
@@ -37,7 +37,7 @@ def _reference(tiles: tuple[Array, ...], attrs: Attrs, box: Box) -> Array:
 
 
 def _tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
-    parts = parts_worth(_cost(specs, out, attrs, full_box(out.shape)), target)
+    parts = tiles_worth(_cost(specs, out, attrs, full_box(out.shape)), target)
     return spread(out.shape, parts, (1, 1, 1, max(out.shape[-1], 1)))
 
 

@@ -2,7 +2,7 @@
 ARK_FN void ark_command_scalar(const ark_call& call) {
   const ark_worker& worker = *call.worker;
   const ark_command* command = ark_command_of(worker);
-  const int64_t slot = call.params[0], size_bytes = call.params[1];
+  const int64_t slot = ark_param(call.params), size_bytes = ark_param(call.params + 1);
   if (worker.turn != worker.first_turn || !(command->given >> slot & 1)) return;
   const uint64_t bits = command->scalars[slot];
   // Little endian: the value's bytes come first.

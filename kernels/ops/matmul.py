@@ -34,8 +34,9 @@ products are computed side by side in fp32, and then summed in a fixed order. Wi
 split by itself where it has more multiprocessors than there are tiles."""
 # Shorter parts of K are not worth a task of their own, unless they are asked for.
 MIN_PART = 256
-# Rows that a GPU multiplies without tensor cores, and lines of B that its warps take at least.
-GPU_FEW_ROWS, GPU_LINES = 8, 8
+# Rows that a GPU multiplies without tensor cores, the bytes of shared memory that they may take as
+# fp32, and lines of B that its warps take at least.
+GPU_FEW_ROWS, GPU_FEW_BYTES, GPU_LINES = 8, 64 * 1024, 8
 # Tiles of a CTA otherwise, the fastest first.
 GPU_TILES = ((128, 128), (64, 128), (64, 64), (16, 128))
 TURNED = ("transpose_input", "transpose_other")
@@ -236,6 +237,14 @@ def _expand(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Step
     return tuple(steps)
 
 
+def _takes_wide_rows(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> bool:
+    """Everywhere but in tensor cores, which want both factors of one dtype."""
+    rows, k = prod(out.shape[:-1]), sizes(specs[0], attrs["transpose_input"])[2]
+    # Rows are counted up to the next power of 2.
+    is_few = rows <= GPU_FEW_ROWS and 2 * rows * k * 4 <= GPU_FEW_BYTES
+    return target.kind != "cuda" or is_few
+
+
 def packings(attrs: Attrs) -> tuple[str, ...]:
     """How a CPU reads weights that are packed: the right operand's columns are in panels."""
     return "", "panels_t" if attrs["transpose_other"] else "panels"
@@ -285,7 +294,7 @@ register(
         localize=None,
         gradient=None,
         effect="none",
-        kernel=Kernel("matmul", "ark_matmul", packings=packings),
+        kernel=Kernel("matmul", "ark_matmul", takes_wide_rows=_takes_wide_rows, packings=packings),
         expand=_expand,
         parts=None,
         pieces=None,

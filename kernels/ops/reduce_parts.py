@@ -9,7 +9,7 @@ from ark_dist.core.op import Argument, Array, Attrs, Kernel, Op, Specs, register
 from ark_dist.core.shape import Box, full_box
 from ark_dist.core.target import Cost, Target
 from ark_dist.core.view import Spec
-from ark_dist.kernels.rules import check_dtypes, cut_map, map_boxes, map_cost, parts_worth
+from ark_dist.kernels.rules import check_dtypes, cut_map, map_boxes, map_cost, tiles_worth
 
 SUMMARY = """Combine tensors of one shape element by element: their sum, maximum or minimum.
 
@@ -42,7 +42,7 @@ def _cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
 
 
 def _tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
-    return cut_map(out.shape, parts_worth(_cost(specs, out, attrs, full_box(out.shape)), target))
+    return cut_map(out.shape, tiles_worth(_cost(specs, out, attrs, full_box(out.shape)), target))
 
 
 register(

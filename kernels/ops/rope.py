@@ -15,9 +15,9 @@ from ark_dist.kernels.rules import (
     check_dtypes,
     float_attr,
     map_cost,
-    parts_worth,
     per_row_term,
     spread,
+    tiles_worth,
 )
 
 SUMMARY = """Rotate pairs of elements along the last dimension, as rotary position embedding does.
@@ -112,7 +112,7 @@ def _table_rows(table: Floats, position: Array, box: Box) -> Floats:
 
 
 def _tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
-    parts = parts_worth(_cost(specs, out, attrs, full_box(out.shape)), target)
+    parts = tiles_worth(_cost(specs, out, attrs, full_box(out.shape)), target)
     return spread(out.shape, parts, (*(1,) * (len(out.shape) - 1), max(out.shape[-1], 1)))
 
 

@@ -13,10 +13,10 @@ from ark_dist.kernels.rules import (
     LINE_ELEMENTS,
     check_dtypes,
     cut_letters,
-    parts_worth,
     per_row_term,
     share,
     spread,
+    tiles_worth,
 )
 
 SUMMARY = """Write `source` over elements `position` to `position` + T of dimension `axis`.
@@ -95,7 +95,7 @@ def _cost(specs: Specs, out: Spec, attrs: Attrs, box: Box) -> Cost:
 
 def _tiles(specs: Specs, out: Spec, attrs: Attrs, target: Target) -> tuple[Box, ...]:
     axis = _axis(out.shape, attrs)
-    parts = parts_worth(_cost(specs, out, attrs, full_box(out.shape)), target)
+    parts = tiles_worth(_cost(specs, out, attrs, full_box(out.shape)), target)
     units = [1] * (len(out.shape) - 1) + [LINE_ELEMENTS]
     units[axis] = max(out.shape[axis], 1)
     return spread(out.shape, parts, tuple(units))

@@ -149,6 +149,15 @@ template <class V>
 GPU_FN V gpu_load_streaming(const V* from) {
   return gpu_load_readonly(from);
 }
+template <class V>
+GPU_FN V gpu_load_fixed(const V* from) {
+  static_assert(sizeof(V) == 8, "8 bytes");
+  return *from;
+}
+template <class T>
+GPU_FN T* gpu_anew(T* p) {
+  return p;
+}
 
 // --- warp and CTA -------------------------------------------------------------------------------
 
@@ -298,6 +307,9 @@ GPU_FN int gpu_wait_system(const uint64_t* word, int64_t want, const uint32_t* a
   return emu_wait(word, want, abort, limit_ns, EMU_ACQUIRE | EMU_SYSTEM);
 }
 GPU_FN int gpu_wait_host(const uint64_t* word, int64_t want, const uint32_t* abort) {
+  return emu_wait_host(word, want, abort);
+}
+GPU_FN int gpu_wait_idle(const uint64_t* word, int64_t want, const uint32_t* abort) {
   return emu_wait_host(word, want, abort);
 }
 GPU_FN void gpu_nanosleep(uint32_t ns) { emu_nanosleep(ns); }

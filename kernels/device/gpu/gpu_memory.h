@@ -123,7 +123,26 @@ GPU_FN V gpu_load_readonly(const V* from) {
   }
 }
 
-// The same for data that is read once: it is the first to leave the caches.
+// Load 8 bytes of the CTA's memory that nobody writes before the CTA's next barrier: the compiler
+// may keep them across other stores. The address comes from gpu_anew.
+template <class V>
+GPU_FN V gpu_load_fixed(const V* from) {
+  static_assert(sizeof(V) == 8, "8 bytes");
+  uint64_t v;
+  asm("ld.shared.u64 %0, [%1];" : "=l"(v) : "r"(gpu_shared_address(from)));
+  return __builtin_bit_cast(V, v);
+}
+
+// The same pointer to the CTA's memory, though the compiler can't know: what is read through it is
+// read anew.
+template <class T>
+GPU_FN T* gpu_anew(T* p) {
+  uint32_t address = gpu_shared_address(p);
+  asm volatile("" : "+r"(address)::"memory");
+  return static_cast<T*>(__cvta_shared_to_generic(address));
+}
+
+// As gpu_load_readonly, for data that is read once: it is the first to leave the caches.
 template <class V>
 GPU_FN V gpu_load_streaming(const V* from) {
   const uint64_t p = gpu_global_address(from);

@@ -140,9 +140,28 @@ GPU_FN uint64_t gpu_clock_ns() {
   return ns;
 }
 
-constexpr uint32_t GPU_POLL_NS = 20, GPU_POLL_MAX_NS = 256, GPU_IDLE_NS = 1000;
-// The clock and the host's memory are slow to read: look once in so many polls.
+// A signal between multiprocessors takes a microsecond: a wait sleeps only after so many polls,
+// of a third of that each, and longer and longer.
+constexpr uint32_t GPU_EAGER_POLLS = 64, GPU_POLL_NS = 20, GPU_POLL_MAX_NS = 256;
+// The same for idle waits, which begin to sleep after some milliseconds.
+constexpr uint32_t GPU_IDLE_POLLS = 8192, GPU_IDLE_NS = 1000;
+// The clock and the abort word are slow to read: look once in so many polls.
 constexpr uint32_t GPU_POLLS_PER_LOOK = 16;
+
+template <bool IS_SYSTEM>
+GPU_FN bool gpu_has_come(const uint64_t* word, int64_t want) {
+  const uint64_t have = IS_SYSTEM ? gpu_load_relaxed_system(word) : gpu_load_relaxed(word);
+  return int64_t(have) >= want;
+}
+
+// See what was written before the word that a wait has met.
+template <bool IS_SYSTEM>
+GPU_FN void gpu_acquire_fence() {
+  if constexpr (IS_SYSTEM)
+    gpu_fence_system();
+  else
+    gpu_fence();
+}
 
 // One lane waits until int64_t(*word) >= want and sees what was written before: 1 done,
 // 0 *abort is set, -1 not within limit_ns.
@@ -152,22 +171,18 @@ GPU_FN int gpu_poll(const uint64_t* word, int64_t want, const uint32_t* abort,
   uint64_t start_ns = 0;
   uint32_t sleep_ns = GPU_POLL_NS;
 #pragma unroll 1
-  for (uint32_t polls = 1;; ++polls) {
-    const uint64_t have = IS_SYSTEM ? gpu_load_relaxed_system(word) : gpu_load_relaxed(word);
-    if (int64_t(have) >= want) break;
+  for (uint32_t polls = 1; !gpu_has_come<IS_SYSTEM>(word, want); ++polls) {
     if (polls % GPU_POLLS_PER_LOOK == 0) {
       if (gpu_load_relaxed_system(abort) != 0) return 0;
       const uint64_t now_ns = gpu_clock_ns();
       if (start_ns == 0) start_ns = now_ns;
       if (now_ns - start_ns >= limit_ns) return -1;
     }
+    if (polls < GPU_EAGER_POLLS) continue;
     gpu_nanosleep(sleep_ns);
     sleep_ns = sleep_ns < GPU_POLL_MAX_NS ? 2 * sleep_ns : sleep_ns;
   }
-  if constexpr (IS_SYSTEM)
-    gpu_fence_system();
-  else
-    gpu_fence();
+  gpu_acquire_fence<IS_SYSTEM>();
   return 1;
 }
 
@@ -180,13 +195,25 @@ GPU_FN int gpu_wait_system(const uint64_t* word, int64_t want, const uint32_t* a
                            uint64_t limit_ns) {
   return gpu_poll<true>(gpu_global(word), want, gpu_global(abort), limit_ns);
 }
-// The idle wait for the host's next command, without a limit.
-GPU_FN int gpu_wait_host(const uint64_t* word, int64_t want, const uint32_t* abort) {
+
+// Idle waits have no limit.
+template <bool IS_SYSTEM>
+GPU_FN int gpu_poll_idle(const uint64_t* word, int64_t want, const uint32_t* abort) {
+  static_assert(GPU_IDLE_POLLS % GPU_POLLS_PER_LOOK == 0, "where the count stays, it looks");
 #pragma unroll 1
-  while (int64_t(gpu_load_relaxed_system(gpu_global(word))) < want) {
-    if (gpu_load_relaxed_system(gpu_global(abort)) != 0) return 0;
-    gpu_nanosleep(GPU_IDLE_NS);
+  for (uint32_t polls = 1; !gpu_has_come<IS_SYSTEM>(word, want); polls += polls < GPU_IDLE_POLLS) {
+    if (polls % GPU_POLLS_PER_LOOK == 0 && gpu_load_relaxed_system(abort) != 0) return 0;
+    gpu_nanosleep(polls < GPU_IDLE_POLLS ? GPU_POLL_NS : GPU_IDLE_NS);
   }
-  gpu_fence_system();
+  gpu_acquire_fence<IS_SYSTEM>();
   return 1;
+}
+
+// The idle wait for the host's next command,
+GPU_FN int gpu_wait_host(const uint64_t* word, int64_t want, const uint32_t* abort) {
+  return gpu_poll_idle<true>(gpu_global(word), want, gpu_global(abort));
+}
+// and for the CTA that passes it on.
+GPU_FN int gpu_wait_idle(const uint64_t* word, int64_t want, const uint32_t* abort) {
+  return gpu_poll_idle<false>(gpu_global(word), want, gpu_global(abort));
 }
