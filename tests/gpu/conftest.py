@@ -13,10 +13,10 @@ from ark_dist.core.errors import DeviceNotFoundError
 from ark_dist.launch.devices.cupy_gpu import GpuProperties, gpu_properties
 from tests.cuda_cases import Planner
 from tests.emulated import gpu_plan
+from tests.gpu_compile import worker_count
 from tests.patience import TEST_S, patient
 
 HERE = Path(__file__).parent
-FEW = 3
 # Longer than all tests on a GPU take.
 LOCK_S = 7200.0
 
@@ -48,7 +48,7 @@ def workers(
     request: pytest.FixtureRequest, gpu: GpuProperties, monkeypatch: pytest.MonkeyPatch
 ) -> int:
     """How many workers programs get, whether they are asked for or not."""
-    count = FEW if request.param == "few workers" else gpu.worker_count
+    count = worker_count({"workers": request.param}, gpu)
     monkeypatch.setenv("ARK_DIST_WORKERS", str(count))
     return count
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from ark_dist.core.dtype import DTYPES
 from ark_dist.core.settings import read_settings
 from ark_dist.launch.devices.cupy_gpu import Gpu
 from tests import test_int8
@@ -15,7 +14,6 @@ from tests.cuda_programs import (
     check_copies,
     early_end_of_generation,
     greedy_tokens,
-    operators,
     sampled_tokens,
 )
 from tests.lifecycle_models import NEVER, looping, set_stop
@@ -41,12 +39,6 @@ def test_copies_of_all_sizes_arrive() -> None:
 @pytest.mark.parametrize("name", marked(CASES, SANITIZED))
 def test_on_a_gpu(name: str, planner: Planner) -> None:
     CASES[name](opened, planner)
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_operators_on_a_gpu(dtype: str, seed: int, planner: Planner) -> None:
-    operators(opened, planner, dtype, seed=seed)
 
 
 @pytest.mark.parametrize("case", test_int8.CASES, ids=str)

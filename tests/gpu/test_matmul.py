@@ -1,16 +1,17 @@
 """The GPU's matrix products, run by a GPU, agree with float64."""
 
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ark_dist.core.settings import read_settings
-from ark_dist.core.source import Source
 from ark_dist.launch.devices.cupy_gpu import GpuProperties
 from ark_dist.launch.nvrtc import compile_cuda
-from tests.device_kernels import SCRATCH_OFFSET, kernel_text
+from tests.device_kernels import SCRATCH_OFFSET
+from tests.gpu_compile import compiling_ahead, parameters, product_source
 from tests.matmul_cases import ALL_CASES, Array, Case, Problem, T, tensor
 
 THREADS = 288
@@ -33,8 +34,7 @@ def run(case: Case, seed: int, arch: str) -> None:
     """Run a case on random operands and compare with float64."""
     cupy: Any = importlib.import_module("cupy")
     problem = Problem(case, seed)
-    source = Source(case.kind, "cuda", kernel_text(case.kind, **dict(case.parameters)))
-    binary, _ = compile_cuda(source, arch=arch, settings=read_settings())
+    binary, _ = compile_cuda(product_source(case), arch=arch, settings=read_settings())
     module = cupy.RawModule(path=str(binary.path))
     memory: dict[str, Any] = {}
 
@@ -51,6 +51,14 @@ def run(case: Case, seed: int, arch: str) -> None:
     cupy.cuda.Device().synchronize()
     problem.y[...] = cupy.asnumpy(memory["y"]).view(np.float32).reshape(problem.y.shape)
     problem.check()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ahead(request: pytest.FixtureRequest, gpu: GpuProperties) -> Iterator[None]:
+    """Compile what the tests are going to run."""
+    cases = dict.fromkeys(chosen["case"] for chosen in parameters(request))
+    with compiling_ahead([(product_source, (case,)) for case in cases], gpu.arch):
+        yield
 
 
 @pytest.mark.parametrize("case", [*ALL_CASES, *GROUP_CASES], ids=str)
