@@ -48,6 +48,7 @@ _HOMES = {
         "CompileError",
         "CompilerNotFoundError",
         "ConfigError",
+        "DeviceBusy",
         "DeviceNotFoundError",
         "LifecycleError",
         "MemoryLimitError",
@@ -150,6 +151,7 @@ if TYPE_CHECKING:
     from ark_dist.core.errors import CompileError as CompileError
     from ark_dist.core.errors import CompilerNotFoundError as CompilerNotFoundError
     from ark_dist.core.errors import ConfigError as ConfigError
+    from ark_dist.core.errors import DeviceBusy as DeviceBusy
     from ark_dist.core.errors import DeviceNotFoundError as DeviceNotFoundError
     from ark_dist.core.errors import LifecycleError as LifecycleError
     from ark_dist.core.errors import MemoryLimitError as MemoryLimitError

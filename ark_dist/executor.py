@@ -22,6 +22,7 @@ from ark_dist.core.settings import Settings, read_settings
 from ark_dist.core.target import topology_of
 from ark_dist.explain import Planned, Request, explain_plan
 from ark_dist.launch.agreement import node_topology
+from ark_dist.launch.devices.cupy_gpu import GpuPart
 from ark_dist.launch.open import open_session
 from ark_dist.mesh import Mesh
 from ark_dist.model import Model
@@ -38,13 +39,18 @@ class Executor:
 
     Args:
         gpu_id: which GPU of this machine; without meaning on other devices.
+        sms: how many of the GPU's multiprocessors the kernel may take, as the range of them that
+            is its own; all if left out. Executors of one process run beside each other on a GPU
+            where their ranges share none, and are compiled before one of them is launched. Which
+            multiprocessors those are is the hardware's choice.
         rank: this process's rank; the launcher's if left out.
         world_size: how many processes run the model; the launcher's if left out.
         model: what to run; the current model if left out.
         name: the program's name; the model's if left out.
         num_warps_per_sm: warps of a GPU's worker; without meaning on other devices.
         device: "auto", "cpu", "cuda", "emulated", "numpy" or "null".
-        workers: threads of the kernel; one per available core if left out.
+        workers: threads of the kernel, one per available core if left out; on a GPU
+            multiprocessors, all of `sms` if left out.
         timeout_s: limit in seconds for a wait without progress; ARK_DIST_TIMEOUT_S if left out.
         options: choices of the scheduler.
         mesh: how ranks share one model of global shapes; without it each rank runs a model of
@@ -56,6 +62,7 @@ class Executor:
         TypeError: for an argument of the wrong type.
         ValueError: for a number out of range, or an unknown device.
         DeviceNotFoundError: for a device that this machine does not have.
+        DeviceBusy: by compile() and launch(), while another Executor's kernel holds the GPU.
         ArkError: for a device that can't run together with other ranks.
         PlanMismatchError: on every rank, if their models do not fit together.
     """
@@ -75,6 +82,7 @@ class Executor:
         options: PlanOptions | None = None,
         mesh: Mesh | None = None,
         check_numerics: bool = False,
+        sms: range | None = None,
     ) -> None:
         world = check_ranks("Executor", rank, world_size)
         _check_count("gpu_id", gpu_id, 0)
@@ -90,7 +98,8 @@ class Executor:
             raise TypeError(f"Executor: mesh is a {type(mesh).__name__}, wanted an ark.Mesh")
         if check_numerics:
             options = replace(options or PlanOptions(), check_numerics=True)
-        self._request = Request(self._graph, device, workers, gpu_id, options, mesh)
+        gpu = GpuPart(gpu_id, _checked_sms(sms))
+        self._request = Request(self._graph, device, workers, gpu, options, mesh)
         if world_module.current().is_planned:
             raise Planned(self._request)
         self._communicator = world.communicator
@@ -100,7 +109,7 @@ class Executor:
             settings=_settings(timeout_s),
             worker_count=workers,
             options=options,
-            gpu_id=gpu_id,
+            gpu=gpu,
             communicator=world.communicator,
             mesh=None if mesh is None else mesh.sized(world.size),
         )
@@ -300,6 +309,14 @@ def _settings(timeout_s: float | None) -> Settings:
     if not timeout_s > 0:
         raise ValueError(f"Executor: timeout_s is {timeout_s!r}; it must be above 0")
     return replace(settings, timeout_s=timeout_s)
+
+
+def _checked_sms(sms: range | None) -> range | None:
+    if sms is not None and not isinstance(sms, range):
+        raise TypeError(f"sms is {sms!r}; it must be a range, such as range(0, 66)")
+    if sms is not None and (sms.step != 1 or sms.start < 0 or not sms):
+        raise ValueError(f"sms is {sms!r}; it must be a range from 0 or more on, in steps of 1")
+    return sms
 
 
 def _check_count(name: str, value: int, least: int) -> None:

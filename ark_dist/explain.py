@@ -19,6 +19,7 @@ from ark_dist.core.message import calls, disagreement
 from ark_dist.core.plan import Plan
 from ark_dist.core.settings import read_settings
 from ark_dist.core.target import Target, Topology, topology_of, wide_target
+from ark_dist.launch.devices.cupy_gpu import GpuPart
 from ark_dist.launch.open import find_device, target_for
 from ark_dist.mesh import Mesh
 from ark_dist.plan_report import Report, report, uncut
@@ -32,14 +33,14 @@ class Request:
 
     Attributes:
         graph: the model's.
-        device, workers, gpu_id, options: as the Executor was given them.
+        device, workers, gpu, options: as the Executor was given them.
         mesh: how ranks share the graph; None if each has its own.
     """
 
     graph: Graph
     device: str
     workers: int | None
-    gpu_id: int
+    gpu: GpuPart
     options: PlanOptions | None
     mesh: Mesh | None
 
@@ -166,10 +167,11 @@ def _cut(graph: Graph, mesh: MeshShape | None, rank: int, topology: Topology) ->
 
 def _target(request: Request, rank: int, topology: Topology) -> Target:
     settings = read_settings()
-    device = find_device(request.device, settings)
+    is_alone = topology.size == 1
+    device = find_device(request.device, settings, request.gpu.gpu_id, is_alone=is_alone)
     here = topology.nodes.count(topology.nodes[rank])
     try:
-        return target_for(device, settings, request.workers, request.gpu_id, here)
+        return target_for(device, settings, request.workers, request.gpu, here)
     except DeviceNotFoundError:
         # A plan for a GPU needs none; this one is for the GPU that costs are known of.
         workers = request.workers or settings.worker_count

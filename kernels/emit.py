@@ -179,6 +179,7 @@ def _emit_method(
     lowered = [lower(group, method.nodes, plan.buffers) for group in method.groups]
     peers = {buffer: index for index, buffer in enumerate(peer_buffers(plan))}
     calls = _emit_calls(program, plan, language, method, lowered, slots)
+    silent = _silent(method)
     queues = []
     for queue in method.queues:
         queues.append((len(program.tasks), len(queue)))
@@ -187,15 +188,22 @@ def _emit_method(
             task = method.tasks[task_id]
             call = calls[task.group, language.key(lowered[task.group], task.box)]
             operands = _operand_rows(plan, lowered[task.group], task.box, peers)
-            _emit_task(program, method, task, first_counter, call, operands)
+            is_silent = method.signals[task_id] in silent
+            _emit_task(program, method, task, first_counter, call, operands, is_silent)
             program.segments += [_segment(operands, stretch) for stretch in call.stream]
         program.streams.append((first_row, len(program.segments) - first_row))
     return queues
 
 
-def _flags(task: Task, last: Node) -> int:
-    is_handshake = bool(last.waits or last.raises)
-    return FLAGS[task.effect] | (abi.HANDSHAKE if is_handshake else 0)
+def _silent(method: Method) -> frozenset[int]:
+    """Counters of groups that nobody waits for.
+
+    Who comes later on the same worker needs no signal, and for others its next one tells of all
+    before.
+    """
+    awaited = {wait.counter for waits in method.waits for wait in waits}
+    counters = enumerate(method.counters)
+    return frozenset(i for i, c in counters if c.kind == "group" and i not in awaited)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +216,12 @@ class _Emitted:
     stream: tuple[Stretch, ...]
 
 
+def _flags(task: Task, last: Node, call: _Emitted, is_silent: bool) -> int:
+    is_handshake = bool(last.waits or last.raises)
+    flags = FLAGS[task.effect] | len(call.stream) << abi.SLOTS_SHIFT
+    return flags | is_handshake * abi.HANDSHAKE | is_silent * abi.SILENT
+
+
 def _emit_task(
     program: _Program,
     method: Method,
@@ -215,6 +229,7 @@ def _emit_task(
     first_counter: int,
     call: _Emitted,
     operands: Sequence[tuple[int, int, int]],
+    is_silent: bool,
 ) -> None:
     handshake = method.nodes[method.groups[task.group].nodes[-1]]
     waits = _wait_rows(method, task.id, first_counter)
@@ -226,7 +241,7 @@ def _emit_task(
             len(program.operands),
             program.wait_index(waits),
             len(waits),
-            _flags(task, handshake) | len(call.stream) << abi.SLOTS_SHIFT,
+            _flags(task, handshake, call, is_silent),
             first_counter + method.signals[task.id],
             task.id,
             len(program.raises),

@@ -19,6 +19,7 @@ from ark_dist.launch.cache import default_root
 from ark_dist.launch.compile import compiler_version, find_compiler
 from ark_dist.launch.cpuinfo import best_isa, used_features
 from ark_dist.launch.mpirun import find_mpirun
+from ark_dist.launch.nvrtc import find_nvrtc
 from ark_dist.launch.runner import RunRequest, run_ranks
 from ark_dist.launch.supervise import output_paths, python_command
 
@@ -168,11 +169,17 @@ def check_cache() -> Iterator[Finding]:
 
 
 def check_gpus() -> Iterator[Finding]:
-    """GPUs, and the wheels that drive them."""
+    """GPUs, the wheels that drive them, and their compiler."""
     for name, packages in (("nccl", NCCL_PACKAGES), ("cupy", CUPY_PACKAGES)):
         found = [f"{p} {v}" for p in packages if (v := package_version(p))]
         hint = "" if found else "for GPUs: pip install 'ark_dist[cuda12]' or 'ark_dist[cuda13]'"
         yield Finding(name, "ok" if found else "absent", ", ".join(found), hint)
+    try:
+        nvrtc = find_nvrtc()
+    except ArkError as error:
+        yield Finding("nvrtc", "absent", str(error))
+    else:
+        yield Finding("nvrtc", "ok", f"{nvrtc.version}, {nvrtc.path}")
     program = shutil.which("nvidia-smi")
     if program is None:
         yield Finding("gpus", "absent", "there is no nvidia-smi")

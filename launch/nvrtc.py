@@ -5,6 +5,7 @@ import ctypes
 import functools
 import importlib.util
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ LIBRARY_PATTERNS = (
     "cu13/lib/libnvrtc.so.*",  # the wheel nvidia-cuda-nvrtc, of CUDA 13
 )
 SYSTEM_LIBRARIES = ("libnvrtc.so.12", "libnvrtc.so.13")
+TOOLKIT = Path("/usr/local/cuda")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,19 +112,35 @@ class Nvrtc:
 
 @functools.cache
 def find_nvrtc() -> Nvrtc:
-    """Open NVRTC: of the wheels first, else of the system.
+    """Open NVRTC: of the wheels first, then where libraries are looked for, then of a toolkit.
 
     Raises:
         CompilerNotFoundError: it is not installed.
     """
-    names = [*map(str, wheel_files(LIBRARY_PATTERNS)), *SYSTEM_LIBRARIES]
-    for name in names:
+    wheels, toolkits = wheel_files(LIBRARY_PATTERNS), _toolkit_files()
+    for name in (*map(str, wheels), *SYSTEM_LIBRARIES, *map(str, toolkits)):
         with contextlib.suppress(OSError):
-            return Nvrtc(ctypes.CDLL(name), name)
+            return _open(name)
     raise CompilerNotFoundError(
         "no CUDA compiler: libnvrtc can't be loaded; "
         '`pip install "ark_dist[cuda12]"`, or use device="cpu"'
     )
+
+
+def _open(name: str) -> Nvrtc:
+    """Open a library by its path, or by its name alone."""
+    if (path := Path(name)).is_absolute():
+        # It opens them by name when it compiles, and that of CUDA 13.0 does not look beside itself.
+        for builtins in sorted(path.parent.glob("libnvrtc-builtins.so.*")):
+            ctypes.CDLL(str(builtins))
+    return Nvrtc(ctypes.CDLL(name), name)
+
+
+def _toolkit_files() -> list[Path]:
+    """Find NVRTC in the toolkit of the nvcc on PATH, and in the usual one."""
+    nvcc = shutil.which("nvcc")
+    folders = (*([Path(nvcc).resolve().parent.parent] if nvcc else ()), TOOLKIT)
+    return [path for folder in folders for path in sorted((folder / "lib64").glob("libnvrtc.so.*"))]
 
 
 def device_headers() -> dict[str, str]:

@@ -1,12 +1,13 @@
 """Open a session: from a graph and a device name to a program ready to compile."""
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ark_dist.comm.communicator import Communicator
 from ark_dist.core.abi import MAX_WORKERS
-from ark_dist.core.errors import ConfigError
+from ark_dist.core.errors import ConfigError, DeviceNotFoundError
 from ark_dist.core.graph import Graph
 from ark_dist.core.layout import MeshShape
 from ark_dist.core.plan import Plan
@@ -16,8 +17,8 @@ from ark_dist.launch.agreement import node_topology
 from ark_dist.launch.cpuinfo import best_isa
 from ark_dist.launch.devices.base import Device, Emit
 from ark_dist.launch.devices.cpu import CpuDevice
-from ark_dist.launch.devices.cuda import CudaDevice
-from ark_dist.launch.devices.cupy_gpu import gpu_properties
+from ark_dist.launch.devices.cuda import WHOLE, CudaDevice
+from ark_dist.launch.devices.cupy_gpu import GpuPart, gpu_properties
 from ark_dist.launch.devices.emulated import EmulatedDevice
 from ark_dist.launch.devices.null import NullDevice
 from ark_dist.launch.devices.numpy import NumpyDevice
@@ -28,27 +29,25 @@ from ark_dist.launch.session import Session, SessionOptions
 from ark_dist.launch.shares import Shares
 from ark_dist.scheduler.plan import PlanOptions
 
-# Plan, settings, which GPU of this machine, the other ranks, and what emits the plan's source.
-DeviceFactory = Callable[[Plan, Settings, int, Communicator | None, Emit], Device]
+LOGGER = logging.getLogger("ark_dist")
+
+# Plan, settings, which part of which GPU, the other ranks, and what emits the plan's source.
+DeviceFactory = Callable[[Plan, Settings, GpuPart, Communicator | None, Emit], Device]
 
 DEVICES: dict[str, DeviceFactory] = {
-    "cpu": lambda plan, settings, gpu_id, ranks, emit: CpuDevice(plan, settings, ranks, emit=emit),
-    "numpy": lambda plan, settings, gpu_id, ranks, emit: NumpyDevice(
+    "cpu": lambda plan, settings, gpu, ranks, emit: CpuDevice(plan, settings, ranks, emit=emit),
+    "numpy": lambda plan, settings, gpu, ranks, emit: NumpyDevice(
         plan, communicator=ranks, timeout_s=settings.timeout_s
     ),
-    "null": lambda plan, settings, gpu_id, ranks, emit: NullDevice(plan),
-    "cuda": lambda plan, settings, gpu_id, ranks, emit: CudaDevice(
-        plan, settings, gpu_id, emit=emit
-    ),
-    "emulated": lambda plan, settings, gpu_id, ranks, emit: EmulatedDevice(
-        plan, settings, emit=emit
-    ),
+    "null": lambda plan, settings, gpu, ranks, emit: NullDevice(plan),
+    "cuda": lambda plan, settings, gpu, ranks, emit: CudaDevice(plan, settings, gpu, emit=emit),
+    "emulated": lambda plan, settings, gpu, ranks, emit: EmulatedDevice(plan, settings, emit=emit),
 }
 # What plans become; the other devices walk them as they are.
 LANGUAGES = {"cpu": "c++", "cuda": "cuda", "emulated": "cuda"}
-# Devices that can run one of several ranks.
 # Devices that allocate nothing in the machine's memory.
 UNBOUNDED_DEVICES = ("cuda", "null")
+# Devices that can run one of several ranks.
 RANKED_DEVICES = ("cpu", "numpy")
 # CTAs of an emulated GPU, unless somebody asks for another number.
 EMULATED_WORKERS = 4
@@ -61,16 +60,15 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def find_device(name: str, settings: Settings) -> str:
-    """Return the device a name stands for; "auto" takes the best there is.
+def find_device(name: str, settings: Settings, gpu_id: int = 0, *, is_alone: bool = True) -> str:
+    """Return the device a name stands for; "auto" takes the best that one rank, or all, can use.
 
-    Raises ValueError for an unknown name and DeviceNotFoundError for an absent device.
+    Raises ValueError for an unknown name.
     """
     if name == "auto" and settings.device is not None:
         name = settings.device
     if name == "auto":
-        # Not "cuda" before its kernels have run on a GPU.
-        name = "cpu"
+        name = "cuda" if is_alone and _has_gpu(gpu_id) else "cpu"
     if name not in DEVICES:
         raise ValueError(
             f"device is {name!r}; it must be one of auto, {', '.join(sorted(DEVICES))}"
@@ -78,18 +76,35 @@ def find_device(name: str, settings: Settings) -> str:
     return name
 
 
+def _has_gpu(gpu_id: int) -> bool:
+    """Whether cupy is installed and finds a GPU that kernels are compiled for."""
+    try:
+        found = gpu_properties(gpu_id)
+    except DeviceNotFoundError as error:
+        LOGGER.debug("device 'auto' is the CPU: %s", error)
+        return False
+    LOGGER.info("device 'auto' is GPU %d (%s); device='cpu' is the CPU", gpu_id, found.name)
+    return True
+
+
 def target_for(
     device: str,
     settings: Settings,
     worker_count: int | None,
-    gpu_id: int = 0,
+    gpu: GpuPart = WHOLE,
     ranks_here: int = 1,
 ) -> Target:
     """The target a plan is made for on this machine, which `ranks_here` ranks share."""
     asked = worker_count or settings.worker_count
     if device == "cuda":
-        gpu = gpu_properties(gpu_id)
-        return wide_target(asked or gpu.worker_count, gpu.arch, "cuda")
+        found = gpu_properties(gpu.gpu_id)
+        sms = gpu.within(found.worker_count)
+        if asked and asked > len(sms):
+            raise ValueError(
+                f"workers is {asked}; GPU {gpu.gpu_id} ({found.name}) has {len(sms)} "
+                "multiprocessors for this program, one per worker; ask for fewer"
+            )
+        return wide_target(asked or len(sms), found.arch, "cuda")
     if device == "emulated":
         return wide_target(asked or EMULATED_WORKERS, kind="cuda")
     if device == "null":
@@ -116,7 +131,7 @@ def open_session(
     settings: Settings,
     worker_count: int | None = None,
     options: PlanOptions | None = None,
-    gpu_id: int = 0,
+    gpu: GpuPart = WHOLE,
     communicator: Communicator | None = None,
     mesh: MeshShape | None = None,
 ) -> Opened:
@@ -125,11 +140,11 @@ def open_session(
     `communicator` has the other ranks, which open theirs at the same time. With a mesh the graph
     is all ranks' together, and this one's part is cut out of it.
     """
-    device = find_device(device, settings)
-    if worker_count is not None and not 1 <= worker_count <= MAX_WORKERS:
-        raise ValueError(f"workers is {worker_count}; it must be 1 to {MAX_WORKERS}")
     if communicator is not None and communicator.size == 1:
         communicator = None
+    device = find_device(device, settings, gpu.gpu_id, is_alone=communicator is None)
+    if worker_count is not None and not 1 <= worker_count <= MAX_WORKERS:
+        raise ValueError(f"workers is {worker_count}; it must be 1 to {MAX_WORKERS}")
     if communicator is not None:
         check_device(device, communicator)
     request = PlanRequest(
@@ -137,7 +152,7 @@ def open_session(
         None if communicator is None else mesh,
         0 if communicator is None else communicator.rank,
         topology_of((0,)) if communicator is None else node_topology(communicator),
-        target_for(device, settings, worker_count, gpu_id, _ranks_here(communicator)),
+        target_for(device, settings, worker_count, gpu, _ranks_here(communicator)),
         options or PlanOptions(),
         LANGUAGES.get(device, ""),
     )
@@ -145,7 +160,7 @@ def open_session(
     if device not in UNBOUNDED_DEVICES:
         share = machine_bytes() // _ranks_here(communicator)
         check_fits(found.plan, settings.memory_bytes or share)
-    runner = DEVICES[device](found.plan, settings, gpu_id, communicator, found.emit)
+    runner = DEVICES[device](found.plan, settings, gpu, communicator, found.emit)
     session = Session(found.plan, runner, SessionOptions(timeout_s=settings.timeout_s))
     if communicator is None or mesh is None:
         return Opened(session, None)

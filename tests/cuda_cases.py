@@ -22,6 +22,7 @@ from ark_dist.core.settings import Settings, read_settings
 from ark_dist.kernels.emit import emit_cuda
 from ark_dist.launch.devices.base import Emit
 from ark_dist.launch.devices.cuda import CudaDevice
+from ark_dist.launch.devices.cupy_gpu import GpuPart
 from ark_dist.launch.session import Session, SessionOptions
 from tests.lifecycle_models import NEVER, Loop, check_loop, looping, lopsided, set_stop
 from tests.patience import patient
@@ -47,6 +48,7 @@ def opened(
     *,
     settings: Settings | None = None,
     gpu_id: int = 0,
+    sms: range | None = None,
     timeout_s: float = LIMIT_S,
     watchdog: bool = False,
     emit: Emit = emit_cuda,
@@ -55,7 +57,7 @@ def opened(
     settings = replace(settings or read_settings(), timeout_s=timeout_s)
     options = SessionOptions(timeout_s)
     # The session alone has the device.
-    session = Session(plan, CudaDevice(plan, settings, gpu_id, emit=emit), options)
+    session = Session(plan, CudaDevice(plan, settings, GpuPart(gpu_id, sms), emit=emit), options)
     try:
         session.compile(lambda path: None)
         yield session
@@ -304,7 +306,7 @@ def a_program_that_is_dropped_ends_its_kernel(open: Open, plan: Planner) -> None
 def two_programs_of_one_binary_run_beside_each_other(open: Open, plan: Planner) -> None:
     loop = looping()
     made = plan(loop.graph, workers=2)
-    with open(made) as first, open(made) as second:
+    with open(made, sms=range(2)) as first, open(made, sms=range(2, 4)) as second:
         for session in (first, second):
             set_stop(session, loop, NEVER)
             session.launch()

@@ -130,6 +130,10 @@ class Module:
         self.fake.loads += 1
 
     def get_global_var(self, name: str) -> int:
+        self.fake.forbid_while_resident("loading a constant")
+        return self.address(name)
+
+    def address(self, name: str) -> int:
         return ctypes.addressof(ctypes.c_char.in_dll(self.program.library, name))
 
     def get_function(self, name: str) -> "Function":
@@ -167,7 +171,7 @@ class Function:
         assert block == (threads,) and len(grid) == 1 and grid[0] <= most
         if shared_mem > self.shared_limit:
             raise CUDADriverError(1)
-        symbol = self.module.get_global_var(self.entry.constant)
+        symbol = self.module.address(self.entry.constant)
         record = ctypes.string_at(symbol, self.entry.record.dtype.itemsize)
         memory = [(m.ptr, m.size) for m in fake.memory if m.gpu in (gpu, None)]
         program = self.module.program

@@ -1,34 +1,32 @@
 """The CUDA device behind a session, on a cupy that is faked: kernels are emulated by threads."""
 
 import gc
+import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 
+import ark_dist as ark
 from ark_dist.core.errors import (
     ArkError,
+    DeviceBusy,
     DeviceNotFoundError,
-    LifecycleError,
     MemoryLimitError,
     StallError,
 )
 from ark_dist.core.plan import Plan
 from ark_dist.core.settings import read_settings
-from ark_dist.kernels.emit import emit_cuda
-from ark_dist.launch.devices.base import Emit
 from ark_dist.launch.devices.cuda import CudaDevice
-from ark_dist.launch.devices.cupy_gpu import Gpu
+from ark_dist.launch.devices.cupy_gpu import Gpu, GpuPart, gpu_properties
 from ark_dist.launch.machine import Command
-from ark_dist.launch.session import Session
-from tests.cuda_cases import CASES, LIMIT_S, interrupted_after, opened, running_endlessly
+from ark_dist.launch.open import find_device
+from tests.cuda_cases import CASES, interrupted_after, running_endlessly
 from tests.cuda_programs import (
     check_copies,
     early_end_of_generation,
@@ -37,39 +35,13 @@ from tests.cuda_programs import (
 )
 from tests.emulated import gpu_plan
 from tests.fake_cupy import Fake, install
+from tests.fake_open import Opener
 from tests.lifecycle_models import NEVER, check_loop, looping, plan_for, set_stop
 from tests.plan_models import block
 from tests.test_cpu_device import pair_of_methods
 from tests.test_emulated_device import never_raised
 from tests.test_emulated_transformer import CONFIGS
 from tests.test_gpu_trace import check_trace
-
-
-class Opener:
-    """Opens sessions on a GPU of a fake machine."""
-
-    def __init__(self, fake: Fake) -> None:
-        self.fake = fake
-        self.settings = read_settings()
-
-    @contextmanager
-    def __call__(
-        self,
-        plan: Plan,
-        *,
-        gpu_id: int = 0,
-        timeout_s: float = LIMIT_S,
-        watchdog: bool = False,
-        emit: Emit = emit_cuda,
-    ) -> Iterator[Session]:
-        gpu = self.fake.gpus[gpu_id]
-        gpu.has_watchdog = watchdog
-        options: dict[str, Any] = {"settings": self.settings, "gpu_id": gpu_id, "emit": emit}
-        with opened(plan, timeout_s=timeout_s, **options) as session:
-            weights = session.memory.address("weights")
-            gpu.read_only.add(weights)
-            yield session
-        gpu.read_only.discard(weights)  # the address may be another memory's next
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -100,7 +72,7 @@ def loop_plan(workers: int = 3, arch: str = "sm_90a") -> Plan:
 
 
 def device_of(plan: Plan, gpu_id: int = 0) -> CudaDevice:
-    return CudaDevice(plan, read_settings(), gpu_id)
+    return CudaDevice(plan, read_settings(), GpuPart(gpu_id))
 
 
 def test_without_cupy_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,17 +172,28 @@ def test_two_gpus_run_two_programs_at_once(fake: Fake) -> None:
 # What the host has to find out by itself.
 
 
-def test_programs_that_do_not_fit_on_a_gpu_together_are_told(fake: Fake) -> None:
-    opener, plan = Opener(fake), loop_plan()
-    with opener(plan) as first, opener(plan) as second:
+@pytest.mark.parametrize("sms", [(None, None), (range(3), None), (range(3), range(2, 4))])
+def test_a_busy_gpu_is_refused(fake: Fake, sms: tuple[range | None, range | None]) -> None:
+    opener, plan = Opener(fake), loop_plan(workers=2)
+    with opener(plan, sms=sms[0]) as first, opener(plan, sms=sms[1]) as second:
         first.launch()
+        held = 3 if sms[0] is None else 2
         text = (
-            r"launch\(\) of program 'loop' needs 3 of the 4 multiprocessors .* loop holds 3; stop"
+            r"launch\(\) of program 'loop' wants multiprocessors \d to 3 of GPU 0, and program "
+            rf"'loop' holds 0 to {held}; stop\(\) that first, or .*sms="
         )
-        with pytest.raises(LifecycleError, match=text):
+        with pytest.raises(DeviceBusy, match=text):
             second.launch()
         first.stop()
         second.launch()
+
+
+def test_multiprocessors_that_a_gpu_does_not_have_are_refused(fake: Fake) -> None:
+    text = r"sms is range\(2, 5\); GPU 0 has 4 multiprocessors, so it must lie in range\(0, 4\)"
+    with pytest.raises(ValueError, match=text):
+        CudaDevice(loop_plan(2), read_settings(), GpuPart(0, range(2, 5)))
+    with pytest.raises(ValueError, match=r"planned for 3 workers .* has 2 of sm_90a"):
+        CudaDevice(loop_plan(3), read_settings(), GpuPart(0, range(2)))
 
 
 def test_a_kernel_that_another_process_keeps_from_starting_is_a_stall(fake: Fake) -> None:
@@ -360,3 +343,52 @@ def test_a_bad_scalar_leaves_the_queue_as_it_was(fake: Fake) -> None:
 
 def test_copies_of_all_sizes_arrive(fake: Fake) -> None:
     check_copies(Gpu(0))
+
+
+# Which device "auto" is.
+
+
+def test_auto_is_the_gpu_where_there_is_one(fake: Fake) -> None:
+    assert find_device("auto", read_settings({})) == "cuda"
+    assert find_device("auto", read_settings({"ARK_DIST_DEVICE": "cpu"})) == "cpu"
+    assert find_device("auto", read_settings({}), is_alone=False) == "cpu"
+    assert find_device("auto", read_settings({}), gpu_id=2) == "cpu"
+    for gpu in fake.gpus:
+        gpu.capability = (8, 9)
+    assert find_device("auto", read_settings({})) == "cpu"
+
+
+def test_auto_is_the_cpu_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    assert find_device("auto", read_settings({})) == "cpu"
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert find_device("auto", read_settings({})) == "cpu"
+
+
+def test_an_executor_takes_the_gpu_and_gives_it_back(fake: Fake) -> None:
+    model = ark.Model("both")
+    x = model.tensor(4, ark.FP32)
+    y = model.add(x, 1.0)
+    for sms in (None, range(1, 3)):
+        with ark.Executor(model=model, sms=sms) as exe:
+            assert exe.plan.target.kind == "cuda"
+            assert exe.plan.target.worker_count == (4 if sms is None else 2)
+            exe.compile()
+            x.from_numpy(np.arange(4, dtype=np.float32))
+            exe.launch()
+            exe.run(1)
+            exe.wait()
+            assert y.to_numpy().tolist() == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match=r"workers is 3; GPU 0 \(Fake GPU\) has 2 multiproc"):
+        ark.Executor(model=model, sms=range(2), workers=3)
+
+
+def test_libraries_are_told_to_load_their_kernels_at_once(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_MODULE_LOADING", raising=False)
+    gpu_properties(0)
+    assert os.environ["CUDA_MODULE_LOADING"] == "EAGER"
+    monkeypatch.setenv("CUDA_MODULE_LOADING", "LAZY")
+    gpu_properties(0)
+    assert os.environ["CUDA_MODULE_LOADING"] == "LAZY"

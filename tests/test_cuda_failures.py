@@ -8,7 +8,7 @@ from tests.cuda_failures import (
 )
 from tests.emulated import gpu_plan
 from tests.fake_cupy import Fake
-from tests.test_cuda_device import Opener
+from tests.fake_open import Opener
 
 
 @pytest.mark.parametrize("name", CASES)

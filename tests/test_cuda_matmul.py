@@ -28,7 +28,8 @@ def program(
 ) -> Program:
     text = kernel_text(kind, **parameters)
     if mutation is not None:
-        assert mutation[0] in text
+        if mutation[0] not in text:
+            raise LookupError(f"{mutation[0]!r} is not in the source")
         text = text.replace(*mutation)
     return compile_emulated(text, settings=read_settings(), name=kind, arch=arch, race=race)
 
@@ -90,6 +91,7 @@ def test_no_access_races_with_a_copy_by_lanes(case: Case) -> None:
     run(case, 8, race=True, arch=80)
 
 
+GROUPS = next(case for case in TENSOR_CASES if "128, 128, 8, 3" in dict(case.parameters).values())
 BARRIER = "gpu_barrier(ARK_COMPUTE_BARRIER, ARK_CONSUMERS);"
 # What a case must catch: the text that goes, the text that comes.
 MUTATIONS = [
@@ -97,15 +99,22 @@ MUTATIONS = [
     (TENSOR_CASES[1], "gpu_copy_wait<distance - 1>", "gpu_copy_wait<distance>"),
     (TENSOR_CASES[1], "8 * third + in_8, k0 / 8 + second", "8 * second + in_8, k0 / 8 + third"),
     (TENSOR_CASES[2], f"{BARRIER}\n  ark_tensor_finish", "ark_tensor_finish"),
+    (GROUPS, "stages - (by_groups ? 2 : 1)", "stages - 1"),
+    (GROUPS, "gpu_wgmma_wait<1>", "gpu_wgmma_wait<2>"),
+    (GROUPS, "gpu_wgmma_wait<0>();", ""),
+    (GROUPS, "gpu_wgmma_fence();", ""),
+    (GROUPS, "gpu_warp() / 4 * group_bytes", "gpu_warp() / 4 * 128"),
+    (GROUPS, "uint64_t(1024 / 16) << 32", "uint64_t(512 / 16) << 32"),
+    (GROUPS, "chunks >= 8 ? 7 : chunks - 1", "chunks >= 8 ? 3 : chunks - 1"),
     (PLAIN_CASES[0], f"is filled next.\n    {BARRIER}\n  }}\n  ark_plain", "\n  }\n  ark_plain"),
     (STREAM_CASES[1], "gpu_sync_warp();  // the other lanes", "// the other lanes"),
     (
         STREAM_CASES[1],
-        "if (!gpu_mbarrier_wait(empty, ark_slot_parity(slot) ^ 1, &ring.closed))",
-        "if (0)",
+        "= gpu_mbarrier_wait(empty, ark_slot_parity(slot) ^ 1, &ring.closed)",
+        "= true",
     ),
     (STREAM_CASES[1], "ark_slot_parity(slot) ^ 1", "ark_slot_parity(slot)"),
-    (STREAM_CASES[1], "!source.acquire(first, width, part)", "0"),
+    (STREAM_CASES[1], "!source.acquire(first, part)", "0"),
     (STREAM_CASES[7], "segment.bytes * segment.count", "segment.bytes"),
     (STREAM_CASES[1], f"                prologue);\n        {BARRIER}", "prologue);"),
     (

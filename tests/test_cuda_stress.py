@@ -16,7 +16,7 @@ from tests.cuda_stress import (
 )
 from tests.emulated import gpu_plan
 from tests.fake_cupy import Fake
-from tests.test_cuda_device import Opener
+from tests.fake_open import Opener
 
 
 @pytest.mark.parametrize("workers", [2, 4])

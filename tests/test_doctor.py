@@ -17,7 +17,7 @@ COMMAND = [sys.executable, "-m", "ark_dist.cli", "doctor"]
 NAMES = {
     *("ark_dist", "python", "system", "encoding", "environment", "numpy", "mpi4py", "cores"),
     *("instruction set", "memory", "huge pages", "/dev/shm", "g++", "clang++", "compiler"),
-    *("cache", "nccl", "cupy", "mpirun", "self-test"),
+    *("cache", "nccl", "cupy", "nvrtc", "mpirun", "self-test"),
 }
 
 

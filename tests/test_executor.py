@@ -44,7 +44,7 @@ def executor_in(state: str, monkeypatch: pytest.MonkeyPatch) -> tuple[ark.Execut
     """An executor in a state of the lifecycle, and a tensor it can read and write."""
 
     def failing(
-        plan: Plan, settings: object, gpu_id: int, ranks: object, emit: object
+        plan: Plan, settings: object, gpu: object, ranks: object, emit: object
     ) -> NumpyDevice:
         return Failing(plan)
 
@@ -190,6 +190,9 @@ def test_two_executors_work_independently(device: str) -> None:
     ("arguments", "error", "text"),
     [
         ({"gpu_id": -1}, ValueError, "gpu_id is -1; it must be 0 or more"),
+        ({"sms": 66}, TypeError, r"sms is 66; it must be a range, such as range\(0, 66\)"),
+        ({"sms": range(0)}, ValueError, r"sms is range\(0, 0\); it must be a range from 0"),
+        ({"sms": range(0, 9, 2)}, ValueError, "it must be a range .* in steps of 1"),
         ({"gpu_id": "0"}, TypeError, "gpu_id is '0'; it must be an integer"),
         ({"num_warps_per_sm": 0}, ValueError, "num_warps_per_sm is 0; it must be 1 or more"),
         ({"workers": 0}, ValueError, "workers is 0; it must be 1 or more"),
@@ -214,7 +217,7 @@ def test_an_argument_that_does_not_work_is_explained(
     text: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", None)  # it may be installed
+    monkeypatch.setitem(sys.modules, "cupy", None)  # it can't be imported
     with pytest.raises(error, match=text):
         ark.Executor(**{"device": "numpy", **arguments})  # type: ignore[arg-type]  # on purpose
 

@@ -34,6 +34,7 @@ CASES = [
     Case("bf16", 8, 70, 66),
     Case("bf16", 20, 100, 1030),  # more rows than are widened in place, more depth than a block
     Case("bf16", 100, 33, 50),
+    Case("bf16", 300, 136, 208),  # warp groups of a GPU, lines that are copied whole
     Case("bf16", 7, 64, 32, is_turned=False),
     Case("bf16", 24, 50, 40, is_turned=False),
     Case("bf16", 2, 4000, 20, is_turned=False),  # lanes of a GPU have more columns than threads

@@ -1,5 +1,6 @@
 """CUDA source becomes a cubin with figures, or an error that says why not."""
 
+import ctypes
 import dataclasses
 import threading
 from collections.abc import Iterator
@@ -169,8 +170,48 @@ def test_threads_may_compile_at_once(settings: Settings) -> None:
 def test_without_nvrtc_the_error_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvrtc, "LIBRARY_PATTERNS", ())
     monkeypatch.setattr(nvrtc, "SYSTEM_LIBRARIES", ("libnvrtc-missing.so",))
+    monkeypatch.setattr(nvrtc, "_toolkit_files", lambda: [])
     with pytest.raises(CompilerNotFoundError, match=r"ark_dist\[cuda12\]"):
         nvrtc.find_nvrtc.__wrapped__()
+
+
+def test_what_nvrtc_opens_by_name_is_opened_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    names = ("libnvrtc-builtins.alt.so.13.0", "libnvrtc-builtins.so.13.0", "libnvrtc.so.13")
+    for name in names:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: opened.append(Path(name).name))
+    monkeypatch.setattr(nvrtc, "wheel_files", lambda patterns: [tmp_path / "libnvrtc.so.13"])
+    monkeypatch.setattr(nvrtc, "Nvrtc", lambda library, path: path)
+    found: object = nvrtc.find_nvrtc.__wrapped__()
+    assert found == str(tmp_path / "libnvrtc.so.13")
+    assert opened == ["libnvrtc-builtins.so.13.0", "libnvrtc.so.13"]
+
+
+def test_nvrtc_of_the_toolkit_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def refuse(name: str) -> None:
+        tried.append(name)
+        raise OSError(name)
+
+    for toolkit in ("cuda-13.0", "cuda"):
+        for name in ("bin/nvcc", "lib64/libnvrtc.so.13"):
+            path = tmp_path / toolkit / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "cuda-13.0" / "bin"))
+    monkeypatch.setattr(nvrtc, "TOOLKIT", tmp_path / "cuda")
+    monkeypatch.setattr(nvrtc, "wheel_files", lambda patterns: [])
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+    with pytest.raises(CompilerNotFoundError):
+        nvrtc.find_nvrtc.__wrapped__()
+    found = [
+        str(tmp_path / toolkit / "lib64" / "libnvrtc.so.13") for toolkit in ("cuda-13.0", "cuda")
+    ]
+    assert tried == [*nvrtc.SYSTEM_LIBRARIES, *found]
 
 
 def test_figures_are_read_from_the_log() -> None:

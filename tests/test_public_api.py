@@ -33,6 +33,7 @@ NAMES = [
     "CompilerNotFoundError",
     "ConfigError",
     "DType",
+    "DeviceBusy",
     "DeviceNotFoundError",
     "Dims",
     "Executor",

@@ -117,6 +117,7 @@ def test_warp_groups_multiply_on_sm_90a(tile: str, dtype: str, rest: dict[str, s
     assert function.generic == {} and function.local == {}
     assert function.count(GROUPS[tile]) == 4
     assert function.count("HMMA") == function.count("LDSM") == 0
+    assert function.count("FENCE.VIEW.ASYNC")  # what threads wrote is published
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -17,6 +17,7 @@ from ark_dist.core.plan import Plan
 from ark_dist.core.settings import read_settings
 from ark_dist.executor import Executor
 from ark_dist.kernels.emit import EMITTERS
+from ark_dist.launch.devices.cuda import WHOLE
 from ark_dist.launch.open import DEVICES, LANGUAGES, target_for
 from ark_dist.launch.session import Session, SessionOptions
 from ark_dist.model import Model
@@ -184,7 +185,7 @@ def plan_of(loop: Loop, device: str, workers: int, policy: Policy = earliest_fin
 def launched(plan: Plan, device: str) -> Iterator[Session]:
     """A plan's kernel, resident."""
     settings = read_settings()
-    runner = DEVICES[device](plan, settings, 0, None, EMITTERS[LANGUAGES[device]])
+    runner = DEVICES[device](plan, settings, WHOLE, None, EMITTERS[LANGUAGES[device]])
     session = Session(plan, runner, SessionOptions(timeout_s=settings.timeout_s))
     session.compile(lambda path: None)
     try:

@@ -15,6 +15,7 @@ MAX_WORKERS = 1024
 EFFECT = 1
 STOP = 2
 HANDSHAKE = 4
+SILENT = 8
 SLOTS_SHIFT = 8
 
 # Reasons to abort, in the abort word.
@@ -80,7 +81,7 @@ TASK = Record(
         ("operands", "u4", 1, "first of its addresses in the operand table"),
         ("waits", "u4", 1, "first of its rows in the wait table"),
         ("wait_count", "u4", 1, "how many waits"),
-        ("flags", "u4", 1, "EFFECT, STOP, HANDSHAKE; its slots << SLOTS_SHIFT"),
+        ("flags", "u4", 1, "EFFECT, STOP, HANDSHAKE, SILENT; its slots << SLOTS_SHIFT"),
         ("counter", "u4", 1, "the counter it raises"),
         ("id", "u4", 1, "its id in the plan"),
         ("raises", "u4", 1, "first of its addresses in the table of raises"),
@@ -331,6 +332,7 @@ _CONSTANTS = {
     "EFFECT": EFFECT,
     "STOP": STOP,
     "HANDSHAKE": HANDSHAKE,
+    "SILENT": SILENT,
     "SLOTS_SHIFT": SLOTS_SHIFT,
     "EXIT": EXIT,
     "RUNNING": RUNNING,

@@ -33,6 +33,10 @@ class DeviceNotFoundError(ArkError):
     """The device that was asked for is not on this machine."""
 
 
+class DeviceBusy(LifecycleError):
+    """Another resident kernel of this process holds the GPU, or multiprocessors of it."""
+
+
 class StallError(ArkError):
     """A worker of the kernel waited longer than the limit allows."""
 

@@ -200,6 +200,11 @@ def launcher_environment(**changes: str) -> dict[str, str]:
     return {**kept, **changes}
 
 
+def prefer_variable(name: str, value: str) -> None:
+    """Set a variable that a library reads when it is loaded, unless it is set already."""
+    os.environ.setdefault(name, value)
+
+
 def child_environment(**changes: str) -> dict[str, str]:
     """The environment for a child process: this one's, with changes."""
     return {**os.environ, **changes}

@@ -49,24 +49,30 @@ GPU_FN bool ark_await_command(uint64_t sequence) {
   return is_here;
 }
 
+// The method of the command; it stays known until another one comes.
+GPU_FN void ark_choose_method(ark_worker& worker, uint32_t method) {
+  if (method == worker.method) return;
+  const ark_method about = ark_table<const ark_method>(ark_kernel_launch.methods)[method];
+  const ark_queue queue =
+      ark_table<const ark_queue>(
+          ark_kernel_launch.queues)[method * ark_kernel_launch.worker_count + worker.index];
+  worker.method = method;
+  worker.has_stop = about.has_stop;
+  worker.depth = about.depth;
+  worker.first_row = queue.first;
+  worker.row_count = queue.count;
+}
+
 // Take up a command; called by the leader.
 GPU_FN void ark_accept(ark_shared& shared, const ark_command* command) {
   ark_worker& worker = shared.worker;
   const ark_control* control = ark_table<ark_control>(ark_kernel_launch.control);
   const uint32_t method = command->method;
   if (method == ARK_EXIT) return;
-  const ark_method about = ark_table<const ark_method>(ark_kernel_launch.methods)[method];
-  const ark_queue queue =
-      ark_table<const ark_queue>(
-          ark_kernel_launch.queues)[method * ark_kernel_launch.worker_count + worker.index];
   const bool is_closed = command->epoch < gpu_load_relaxed(&control->closed_epoch);
   worker.is_exit = ark_is_aborted();
   worker.command = command;
-  worker.method = method;
-  worker.has_stop = about.has_stop;
-  worker.depth = about.depth;
-  worker.first_row = queue.first;
-  worker.row_count = queue.count;
+  ark_choose_method(worker, method);
   worker.first_turn = shared.turns[method];
   worker.end_turn = worker.first_turn + (is_closed ? 0 : command->iterations);
   gpu_store_relaxed(&ark_my_status()->method, method);
@@ -86,11 +92,11 @@ GPU_FN void ark_take(ark_shared& shared) {
     ark_accept(shared, ark_command_at(ark_kernel_launch.commands, sequence));
 }
 
-// The last worker to finish a command writes its result and completes it.
+// The last worker to finish a command completes it, for the host first. The turns done are
+// written where they are others than the host asked for.
 GPU_FN void ark_complete(const ark_worker& worker) {
   const uint64_t sequence = worker.sequence;
   ark_control* control = ark_table<ark_control>(ark_kernel_launch.control);
-  ark_command* answer = ark_command_at(ark_kernel_launch.host_commands, sequence);
   int64_t done = worker.end_turn - worker.first_turn;
   if (worker.has_stop) {
     ark_method_state* state = ark_state_of(worker);
@@ -101,9 +107,10 @@ GPU_FN void ark_complete(const ark_worker& worker) {
       gpu_store_relaxed(&state->last_turn, ARK_NEVER);
     }
   }
-  gpu_store_relaxed_system(&answer->done, done);
-  gpu_store_release(&control->completed, sequence);
+  ark_command* answer = ark_command_at(ark_kernel_launch.host_commands, sequence);
+  if (done != ark_command_of(worker)->iterations) gpu_store_relaxed_system(&answer->done, done);
   gpu_store_release_system(&ark_host_words()->completed, sequence);
+  gpu_store_release(&control->completed, sequence);
 }
 
 GPU_FN void ark_consume(ark_shared& shared) {
@@ -131,6 +138,7 @@ GPU_FN void ark_produce(ark_shared& shared) {
     gpu_barrier(ARK_COMMAND_BARRIER, ARK_THREADS);
     const ark_worker& worker = shared.worker;
     if (worker.is_exit) break;
+    gpu_fill_renew();
     const ark_queue* stream = ark_table<const ark_queue>(ark_kernel_launch.streams) +
                               worker.method * ark_kernel_launch.worker_count + worker.index;
     const ark_segment* segments =
@@ -160,7 +168,8 @@ GPU_KERNEL(ark_kernel, ARK_LAUNCHED) {
     shared.worker.index = gpu_block();
     shared.worker.sequence = 0;
     shared.worker.slot = 0;
-    shared.worker.ahead = ARK_NO_ROW;
+    shared.worker.method = ARK_NONE;
+    shared.worker.ahead = ARK_NONE;
     shared.worker.has_failed = 0;
     for (uint32_t m = 0; m < ARK_MAX_METHODS; ++m) shared.turns[m] = 0;
     ark_ring_init(shared.ring);

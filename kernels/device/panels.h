@@ -176,6 +176,14 @@ struct ark_widened {
   }
 };
 
+// Where warp groups find an operand's rows: the address, 1024 bytes from 8 rows to the next, and
+// that places of 16 bytes change within 128 as `ark_swizzled` has it.
+ARK_FN uint64_t ark_group_operand(const char* rows) {
+  constexpr uint64_t swizzle_128 = uint64_t(1) << 62, stride = uint64_t(1024 / 16) << 32;
+  constexpr uint64_t unused = uint64_t(1) << 16;
+  return swizzle_128 | stride | unused | (gpu_shared_address(rows) & 0x3ffff) / 16;
+}
+
 // Start to multiply what one stage holds, by warp groups; the step before is done on return.
 template <class T, class Tile>
 ARK_FN void ark_group_step(float (&sums)[Tile::warp_m / 16][Tile::warp_n / 8][4], const char* a,
@@ -188,8 +196,8 @@ ARK_FN void ark_group_step(float (&sums)[Tile::warp_m / 16][Tile::warp_n / 8][4]
 #pragma unroll
   for (int k0 = 0; k0 < Tile::k; k0 += 16) {
     const int start = k0 * int(sizeof(T));
-    const uint64_t from_a = gpu_wgmma_operand(rows + start);
-    const uint64_t from_b = gpu_wgmma_operand(b + start);
+    const uint64_t from_a = ark_group_operand(rows + start);
+    const uint64_t from_b = ark_group_operand(b + start);
     if constexpr (ark_is_same<T, ark_bf16>)
       gpu_wgmma_bf16<Tile::n>(sums[0], from_a, from_b);
     else

@@ -17,7 +17,7 @@ constexpr int ARK_START_BARRIER = 3;
 // At most this many methods in one program; `emit` checks it.
 constexpr uint32_t ARK_MAX_METHODS = 64;
 constexpr int64_t ARK_NEVER = int64_t(1) << 62;
-constexpr uint32_t ARK_NO_ROW = 0xffffffff;
+constexpr uint32_t ARK_NONE = 0xffffffff;
 
 // Thread 0 leads: it alone writes these words, between barriers that others read them after.
 struct ark_worker {

@@ -70,6 +70,7 @@ GPU_FN void ark_signal(const ark_worker& worker, const ark_task& task) {
     ark_counter* flag = ark_table<ark_counter>(raises[task.raises + i]);
     gpu_store_release_system(&flag->value, uint64_t(worker.turn + 1));
   }
+  if (task.flags & ARK_SILENT) return;
   gpu_add_release(&ark_table<ark_counter>(ark_kernel_launch.counters)[task.counter].value, 1);
 }
 

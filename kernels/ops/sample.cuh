@@ -31,6 +31,7 @@ struct ark_sample_memory {
 template <class T>
 struct ark_sample_row {
   static constexpr int chunk = ark_chunk<T>;
+  static constexpr uint32_t step = ARK_CONSUMERS * chunk;
   static_assert(chunk <= ARK_SAMPLE_KEPT, "a short row is kept whole");
   const ark_team& team;
   ark_sample_memory memory;
@@ -48,11 +49,11 @@ struct ark_sample_row {
                           count < uint32_t(chunk) ? int(count) : chunk, is_aligned);
   }
 
-  // f(i, key) for this thread's logits, in the order of the row.
+  // f(i, key) for this thread's logits, in the order of the row; of the row itself those from
+  // chunk `passed` of this thread on.
   template <class F>
-  ARK_FN void each(const F& f) const {
-    constexpr uint32_t step = ARK_CONSUMERS * chunk;
-    const uint32_t thread = gpu_thread();
+  ARK_FN void each(const F& f, uint32_t passed = 0) const {
+    const uint32_t thread = gpu_thread(), start = thread * chunk + passed * step;
     if (kept >= 0) {
 #pragma unroll 1
       for (int slot = 0; slot < kept; ++slot)
@@ -60,9 +61,9 @@ struct ark_sample_row {
           memory.keys[slot * int(ARK_CONSUMERS) + int(thread)]);
       return;
     }
-    gpu_vec4 next = read(thread * chunk);
+    gpu_vec4 next = read(start);
 #pragma unroll 1
-    for (uint32_t first = thread * chunk; first < n; first += step) {
+    for (uint32_t first = start; first < n; first += step) {
       float x[chunk];
       ark_unpack<T>(next, x);
       next = read(n - first > step ? first + step : n);
@@ -77,13 +78,32 @@ struct ark_sample_row {
     }
   }
 
-  // Find the largest key; returns the first index that has it.
+  // Find the largest key; returns the first index that has it. Greedy decoding does nothing else,
+  // so that more of the row is under way.
   ARK_FN uint32_t find_top() {
-    uint32_t best = 0, found = 0;
-    each([&](uint32_t i, uint32_t key) {
+    constexpr uint32_t ahead = 4;
+    uint32_t best = 0, found = 0, passed = 0;
+    const auto look = [&](uint32_t i, uint32_t key) {
       found = key > best ? i : found;
       best = key > best ? key : best;
-    });
+    };
+    const uint32_t whole = is_aligned ? n / (ahead * step) * ahead : 0;
+#pragma unroll 1
+    for (; passed < whole; passed += ahead) {
+      const uint32_t first = gpu_thread() * chunk + passed * step;
+      gpu_vec4 parts[ahead];
+#pragma unroll
+      for (uint32_t u = 0; u < ahead; ++u)
+        parts[u] = *reinterpret_cast<const gpu_vec4*>(data + first + u * step);
+#pragma unroll
+      for (uint32_t u = 0; u < ahead; ++u) {
+        float x[chunk];
+        ark_unpack<T>(parts[u], x);
+#pragma unroll
+        for (int e = 0; e < chunk; ++e) look(first + u * step + e, ark_order_key(x[e]));
+      }
+    }
+    each(look, passed);
     memory.maxima[gpu_thread()] = best;
     const uint64_t first = team.combine(uint64_t(best) << 32 | uint32_t(~found),
                                         [](uint64_t a, uint64_t b) { return a > b ? a : b; });

@@ -1,6 +1,7 @@
 """Write commands as the records that kernels read."""
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,13 @@ MAX_TIMEOUT_S = 1e9
 NEVER = 1 << 62
 
 _COMMAND = struct.Struct(f"<QqqIIQ{abi.MAX_SCALARS}Q")
+# Where the host's words stand; all have 8 bytes.
+_HOST_WORDS = [name for name, *_ in abi.HOST.fields]
+POSTED, COMPLETED = _HOST_WORDS.index("posted"), _HOST_WORDS.index("completed")
 _COMMAND_BYTES = abi.COMMAND.dtype.itemsize
 # Of `done`, the iterations done, in a record.
 DONE_OFFSET = 16
+_NO_SCALARS = (0,) * abi.MAX_SCALARS
 
 
 def command_text(command: Command) -> str:
@@ -50,7 +55,7 @@ def write_command(
         command_offset(sequence),
         command.epoch,
         command.iterations,
-        0,
+        command.iterations,  # done, unless the kernel writes another number
         method,
         participants,
         given,
@@ -58,22 +63,25 @@ def write_command(
     )
 
 
-def _scalars(plan: Plan, tables: Tables, command: Command, method: int) -> tuple[list[int], int]:
+def _scalars(
+    plan: Plan, tables: Tables, command: Command, method: int
+) -> tuple[Sequence[int], int]:
     """The words of a command's scalars, and which are given."""
+    if not command.scalars:
+        return _NO_SCALARS, 0
     values, given = [0] * abi.MAX_SCALARS, 0
-    if command.scalars:
-        slots = tables.scalar_slots[method]
-        dtypes = {
-            str(n.attributes["name"]): n.output.dtype
-            for n in plan.methods[method].nodes
-            if n.op == "command_scalar"
-        }
-        for name, value in command.scalars:
-            if name not in dtypes:
-                continue  # only other ranks read it
-            data = np.asarray(value).astype(dtypes[name].numpy).tobytes()
-            values[slots[name]] = int.from_bytes(data.ljust(8, b"\0"), "little")
-            given |= 1 << slots[name]
+    slots = tables.scalar_slots[method]
+    dtypes = {
+        str(n.attributes["name"]): n.output.dtype
+        for n in plan.methods[method].nodes
+        if n.op == "command_scalar"
+    }
+    for name, value in command.scalars:
+        if name not in dtypes:
+            continue  # only other ranks read it
+        data = np.asarray(value).astype(dtypes[name].numpy).tobytes()
+        values[slots[name]] = int.from_bytes(data.ljust(8, b"\0"), "little")
+        given |= 1 << slots[name]
     return values, given
 
 
@@ -84,7 +92,8 @@ class CommandRing:
         """Take the blocks that the kernel reads: the words, and the rows of commands."""
         self._plan = plan
         self._tables = tables
-        self._host = host
+        # Through memoryviews: what NumPy takes to read a word counts in a wait.
+        self._words = host.reshape(-1).view(np.uint64).data
         self._rows = commands.reshape(-1).view(np.uint8).data
         self._collected = 0
         self._results: list[int] = []
@@ -92,12 +101,12 @@ class CommandRing:
     @property
     def posted(self) -> int:
         """Sequence number of the last command: the very word that the kernel sees."""
-        return int(self._host["posted"][0])
+        return int(self._words[POSTED])
 
     @property
     def completed(self) -> int:
         """Sequence number of the last command that is done."""
-        return int(self._host["completed"][0])
+        return int(self._words[COMPLETED])
 
     @property
     def is_full(self) -> bool:
@@ -113,14 +122,14 @@ class CommandRing:
         """Let the kernel see a command."""
         workers, sequence = self._plan.target.worker_count, self.posted + 1
         write_command(self._rows, sequence, self._plan, self._tables, command, workers)
-        self._host["posted"] = sequence
+        self._words[POSTED] = sequence
 
     def post_exit(self) -> None:
         """Let the kernel exit after what was posted."""
-        sequence, zeros = self.posted + 1, (0,) * abi.MAX_SCALARS
+        sequence = self.posted + 1
         row = command_offset(sequence)
-        _COMMAND.pack_into(self._rows, row, 0, 0, 0, abi.EXIT, 0, 0, *zeros)
-        self._host["posted"] = sequence
+        _COMMAND.pack_into(self._rows, row, 0, 0, 0, abi.EXIT, 0, 0, *_NO_SCALARS)
+        self._words[POSTED] = sequence
 
     def collect(self) -> None:
         """Keep the results of all commands that are done."""

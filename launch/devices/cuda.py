@@ -31,10 +31,11 @@ from ark_dist.launch.devices.cupy_gpu import (
     SPIN_S,
     Gpu,
     GpuFaultError,
+    GpuPart,
     gpu_properties,
     nap,
+    require_free,
     require_none_resident,
-    require_room,
 )
 from ark_dist.launch.devices.gpu import (
     THREADS,
@@ -62,6 +63,7 @@ HOST_LIMITS, LOOKS_PER_LIMIT = 2.5, 8
 MAX_LOOK_S = 1.0
 
 Progress = tuple[int, bytes]
+WHOLE = GpuPart()
 
 
 @dataclass(slots=True)
@@ -131,6 +133,7 @@ class _Program:
     path: str
     module: Any
     function: Any
+    constant: Any
     tables: Tables
     shared_bytes: int
     running: _Running | None = None
@@ -140,7 +143,7 @@ class CudaDevice:
     """One GPU's persistent kernel: one CTA per streaming multiprocessor."""
 
     def __init__(
-        self, plan: Plan, settings: Settings, gpu_id: int = 0, *, emit: Emit = emit_cuda
+        self, plan: Plan, settings: Settings, part: GpuPart = WHOLE, *, emit: Emit = emit_cuda
     ) -> None:
         """Take a plan made for a GPU; `settings.trace_path` turns tracing on."""
         if plan.target.kind != "cuda":
@@ -148,17 +151,18 @@ class CudaDevice:
                 f"program {plan.name!r} was planned for {plan.target.kind!r}, not for 'cuda'; "
                 "plan the graph again for this device"
             )
-        self._properties = found = gpu_properties(gpu_id)
-        if plan.target.arch != found.arch or plan.target.worker_count > found.worker_count:
+        self._properties = found = gpu_properties(part.gpu_id)
+        self._sms = part.within(found.worker_count)
+        if plan.target.arch != found.arch or plan.target.worker_count > len(self._sms):
             raise ValueError(
                 f"program {plan.name!r} was planned for {plan.target.worker_count} workers of "
-                f"{plan.target.arch}; GPU {gpu_id} ({found.name}) has {found.worker_count} of "
+                f"{plan.target.arch}; GPU {part.gpu_id} ({found.name}) has {len(self._sms)} of "
                 f"{found.arch}; plan the graph again"
             )
         self.plan = plan
         self._settings = settings
         self._emit = emit
-        self._gpu_id = gpu_id
+        self._gpu_id = part.gpu_id
         self._trace_rows = TRACE_ROWS if settings.trace_path else 0
         self._gpu: Gpu | None = None
         self._program: _Program | None = None
@@ -174,8 +178,9 @@ class CudaDevice:
             return  # the same plan is the same program
         gpu, path = self._opened(), str(binary.path)
         module = gpu.load(path)
-        # Finding the function loads it: CUDA puts that off, and must not when a kernel is resident.
+        # Finding them loads them: CUDA puts that off, and must not when a kernel is resident.
         function = gpu.function(module, "ark_kernel", shared_bytes)
+        constant = gpu.constant(module, "ark_kernel_launch")
         threads = THREADS[arch]
         room = gpu.ctas_per_sm(function, threads, shared_bytes) * self._properties.worker_count
         if room < workers:
@@ -185,7 +190,7 @@ class CudaDevice:
                 f"{shared_bytes} bytes of shared memory were planned, GPU {gpu.id} takes {room} "
                 "at once; use fewer workers"
             )
-        self._program = _Program(gpu, path, module, function, tables, shared_bytes)
+        self._program = _Program(gpu, path, module, function, constant, tables, shared_bytes)
         weakref.finalize(self, _drop, os.getpid(), self._program)
 
     def _opened(self) -> Gpu:
@@ -216,16 +221,14 @@ class CudaDevice:
             # It did not leave when it was told to: it may have done so since.
             self.stop()
         gpu = program.gpu
-        sm_count = self._properties.worker_count
-        require_room(gpu.id, self.plan.name, workers, sm_count)
+        require_free(gpu.id, self.plan.name, self._sms)
         blocks = self._blocks({name: arenas.address(name) for name in ARENAS})
-        record = blocks.launch_record(arenas.place(blocks))
-        gpu.copy_in(gpu.constant(program.module, "ark_kernel_launch"), record)
+        gpu.copy_in(program.constant, blocks.launch_record(arenas.place(blocks)))
         words = arenas.words
         ring = CommandRing(self.plan, program.tables, words["host"], words["host_commands"])
         # Before the launch: Ctrl-C must not leave a kernel that nobody knows of.
         program.running = _Running(arenas, blocks, ring)
-        gpu.hold(program, self.plan.name, workers)
+        gpu.hold(program, self.plan.name, self._sms)
         try:
             with self._forgetting_faults():
                 threads = THREADS[self.plan.target.arch]

@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from ark_dist.core.errors import (
     ArkError,
+    DeviceBusy,
     DeviceNotFoundError,
-    LifecycleError,
     MemoryLimitError,
     StallError,
 )
 from ark_dist.core.plan import ALIGNMENT_BYTES
+from ark_dist.core.settings import prefer_variable
 from ark_dist.kernels.text import SHARED_BYTES
 
 # Where cubins run, by compute capability. An architecture that ends in "a" runs on its own alone;
@@ -29,8 +30,10 @@ SUCCESS, OUT_OF_MEMORY, NOT_READY = 0, 2, 600
 STAGING_BYTES = 4 << 20
 # How long one such block may take.
 COPY_S = 10.0
-# A wait looks without a pause for so long, since a sleep takes 50 us and more; then it sleeps a
-# share of the time that it has waited already, up to a limit.
+# A wait looks without a pause for so long: even to let others run takes longer where there are any.
+EAGER_S = 30e-6
+# Then it lets them run, since a sleep takes 50 us and more; then it sleeps a share of the time that
+# it has waited already, up to a limit.
 SPIN_S, NAP_SHARE, NAP_S = 1e-3, 0.02, 100e-6
 
 Bytes = npt.NDArray[np.uint8]
@@ -38,6 +41,25 @@ Bytes = npt.NDArray[np.uint8]
 
 class GpuFaultError(ArkError):
     """CUDA reported an error: the kernel or its memory is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuPart:
+    """Which GPU of this machine, and which of its multiprocessors: all, unless a range is given."""
+
+    gpu_id: int = 0
+    sms: range | None = None
+
+    def within(self, count: int) -> range:
+        """The range, of a GPU that has so many; ValueError if it has fewer."""
+        if self.sms is None:
+            return range(count)
+        if self.sms.stop > count:
+            raise ValueError(
+                f"sms is {self.sms}; GPU {self.gpu_id} has {count} multiprocessors, so it must "
+                f"lie in range(0, {count})"
+            )
+        return self.sms
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +100,8 @@ def gpu_properties(gpu_id: int) -> GpuProperties:
 
 
 def _cupy() -> Any:  # noqa: ANN401  # cupy has no types
+    # What is loaded at its first use would wait for a resident kernel of ours: for ever.
+    prefer_variable("CUDA_MODULE_LOADING", "EAGER")
     try:
         import cupy
     except ImportError as error:
@@ -90,7 +114,8 @@ def _cupy() -> Any:  # noqa: ANN401  # cupy has no types
 
 def nap(waited_s: float) -> None:
     """Let other threads run, and the core rest once a wait is long."""
-    time.sleep(0.0 if waited_s < SPIN_S else min(NAP_SHARE * waited_s, NAP_S))
+    if waited_s >= EAGER_S:
+        time.sleep(0.0 if waited_s < SPIN_S else min(NAP_SHARE * waited_s, NAP_S))
 
 
 @dataclass(slots=True)
@@ -98,11 +123,11 @@ class _Shared:
     """What the programs of this process share on one GPU.
 
     Attributes:
-        residents: name and number of workers of each resident kernel, by whatever its owner chose.
+        residents: name and multiprocessors of each resident kernel, by whatever its owner chose.
         idle_modules: modules that no program uses, by file.
     """
 
-    residents: dict[object, tuple[str, int]] = field(default_factory=dict)
+    residents: dict[object, tuple[str, range]] = field(default_factory=dict)
     idle_modules: dict[str, list[Any]] = field(default_factory=dict)
 
 
@@ -112,24 +137,24 @@ def _shared(gpu_id: int) -> _Shared:
 
 
 def require_none_resident(gpu_id: int, program: str) -> None:
-    """Raise LifecycleError where a resident kernel would let loading wait for ever."""
+    """Raise DeviceBusy where a resident kernel would let loading wait for ever."""
     for name, _ in list(_shared(gpu_id).residents.values()):
-        raise LifecycleError(
+        raise DeviceBusy(
             f"compile() of program {program!r} would wait for the kernel of program {name!r}, "
             f"which GPU {gpu_id} runs; stop() that first, or compile before it is launched"
         )
 
 
-def require_room(gpu_id: int, program: str, workers: int, sm_count: int) -> None:
-    """Raise LifecycleError where this process's resident kernels leave too few workers."""
-    others = list(_shared(gpu_id).residents.values())
-    held = sum(count for _, count in others)
-    if held + workers > sm_count:
-        raise LifecycleError(
-            f"launch() of program {program!r} needs {workers} of the {sm_count} "
-            f"multiprocessors of GPU {gpu_id}, and {', '.join(n for n, _ in others)} holds "
-            f"{held}; stop() that first, or use fewer workers"
-        )
+def require_free(gpu_id: int, program: str, sms: range) -> None:
+    """Raise DeviceBusy where resident kernels of this process hold some of these."""
+    for name, held in list(_shared(gpu_id).residents.values()):
+        if held.start < sms.stop and sms.start < held.stop:
+            raise DeviceBusy(
+                f"launch() of program {program!r} wants multiprocessors {sms.start} to "
+                f"{sms.stop - 1} of GPU {gpu_id}, and program {name!r} holds {held.start} to "
+                f"{held.stop - 1}; stop() that first, or give each its own, as "
+                "Executor(sms=range(...)) does"
+            )
 
 
 class Gpu:
@@ -309,9 +334,9 @@ class Gpu:
         with self._calling("the kernel"):
             return self._is_through(self._kernel_stream)
 
-    def hold(self, owner: object, program: str, workers: int) -> None:
+    def hold(self, owner: object, program: str, sms: range) -> None:
         """Note that a program's kernel is resident."""
-        _shared(self.id).residents[owner] = (program, workers)
+        _shared(self.id).residents[owner] = (program, sms)
 
     def release(self, owner: object) -> None:
         """Note that it is no more."""

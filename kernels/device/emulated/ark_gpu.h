@@ -24,6 +24,7 @@
 #endif
 #define GPU_HAS_BULK (GPU_EMULATED_ARCH >= 90)
 #define GPU_HAS_SETMAXNREG (GPU_EMULATED_ARCH >= 90)
+#define GPU_HAS_WGMMA (GPU_EMULATED_ARCH >= 90)
 
 struct alignas(16) gpu_vec4 {
   uint32_t x, y, z, w;
@@ -63,6 +64,11 @@ void emu_all_lanes(uint64_t bits, uint64_t* all, uint32_t kind);
 void emu_barrier(int id, int threads, bool waits);
 void emu_ldmatrix(uint32_t* r, const void* row, uint32_t count, bool trans);
 void emu_mma(float* c, const uint32_t* a, const uint32_t* b, bool is_bf16);
+uint32_t emu_shared_address(const void* p);
+void emu_wgmma(float* c, uint32_t columns, uint64_t a, uint64_t b, bool is_bf16);
+void emu_wgmma_fence();
+void emu_wgmma_commit();
+void emu_wgmma_wait(uint32_t groups);
 
 void emu_mbarrier_init(uint64_t* b, uint32_t count);
 void emu_mbarrier_fence();
@@ -121,6 +127,7 @@ GPU_FN T emu_value(uint64_t bits) {
 // --- memory and ids -----------------------------------------------------------------------------
 
 GPU_FN char* gpu_smem() { return emu_smem(); }
+GPU_FN uint32_t gpu_shared_address(const void* p) { return emu_shared_address(p); }
 template <class T>
 GPU_FN T* gpu_global(T* p) {
   emu_check(p, 0, EMU_GLOBAL);
@@ -226,6 +233,7 @@ GPU_FN void gpu_fill_end([[maybe_unused]] gpu_mbarrier* full) {
   emu_fill_arrive(full);
 #endif
 }
+GPU_FN void gpu_fill_renew() {}
 GPU_FN void gpu_fill_drain() { emu_fill_drain(); }
 GPU_FN void gpu_copy16(void* dst, const void* src, bool valid) { emu_copy16(dst, src, valid); }
 GPU_FN void gpu_copy_commit() { emu_copy_commit(); }
@@ -251,6 +259,26 @@ GPU_FN void gpu_mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (
 GPU_FN void gpu_mma_fp16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   emu_mma(c, a, b, false);
 }
+
+#if GPU_HAS_WGMMA
+GPU_FN void gpu_wgmma_publish() {}
+GPU_FN void gpu_wgmma_fence() { emu_wgmma_fence(); }
+GPU_FN void gpu_wgmma_commit() { emu_wgmma_commit(); }
+template <int N>
+GPU_FN void gpu_wgmma_wait() {
+  emu_wgmma_wait(N);
+}
+template <int COUNT>
+GPU_FN void gpu_wgmma_hold(float (&)[COUNT][4]) {}
+template <int N>
+GPU_FN void gpu_wgmma_bf16(float (&c)[N / 8][4], uint64_t a, uint64_t b) {
+  emu_wgmma(c[0], N, a, b, true);
+}
+template <int N>
+GPU_FN void gpu_wgmma_fp16(float (&c)[N / 8][4], uint64_t a, uint64_t b) {
+  emu_wgmma(c[0], N, a, b, false);
+}
+#endif
 
 // --- words that CTAs, GPUs and the host meet at -------------------------------------------------
 

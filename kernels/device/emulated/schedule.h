@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "warps.h"
+#include "groups.h"
 #include "words.h"
 
 namespace {

@@ -105,6 +105,13 @@ struct Fiber {
   List<TaskNote> notes;
 };
 
+// Of a warp group, and so of its warps: rows of what two descriptors say.
+struct GroupProduct {
+  uint64_t a, b;
+  uint32_t columns, group;  // how often was committed before
+  bool is_bf16, is_done;
+};
+
 struct Warp {
   uint32_t cta, first;   // fiber
   uint32_t ready;        // lanes that can run
@@ -116,6 +123,12 @@ struct Warp {
   uint64_t values[2][WARP];
   uint64_t sleeps_until;
   uint32_t time;
+  // Products of its group that are not waited for.
+  List<GroupProduct> products;
+  List<float> sums;  // while there are any: of all lanes
+  float* targets[WARP];
+  uint32_t group;
+  bool is_fenced;
 };
 
 struct CtaBarrier {

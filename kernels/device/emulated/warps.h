@@ -6,7 +6,16 @@
 
 namespace {
 
-enum { IN_LDMATRIX = 100, IN_MMA, IN_CTA_BARRIER, IN_CTA_ARRIVE };
+enum {
+  IN_LDMATRIX = 100,
+  IN_MMA,
+  IN_GROUP_PRODUCT,
+  IN_GROUP_FENCE,
+  IN_GROUP_COMMIT,
+  IN_GROUP_WAIT,
+  IN_CTA_BARRIER,
+  IN_CTA_ARRIVE,
+};
 
 const char* collective_name(uint32_t kind) {
   switch (kind) {
@@ -16,6 +25,10 @@ const char* collective_name(uint32_t kind) {
     case EMU_REDUCE: return "gpu_warp_reduce";
     case IN_LDMATRIX: return "gpu_ldmatrix";
     case IN_MMA: return "gpu_mma";
+    case IN_GROUP_PRODUCT: return "gpu_wgmma";
+    case IN_GROUP_FENCE: return "gpu_wgmma_fence";
+    case IN_GROUP_COMMIT: return "gpu_wgmma_commit";
+    case IN_GROUP_WAIT: return "gpu_wgmma_wait";
     case IN_CTA_BARRIER: return "gpu_barrier";
     default: return "gpu_barrier_arrive";
   }

@@ -23,6 +23,8 @@ void end_fiber() {
   Fiber& f = *self->current;
   Warp& w = warp_of(f);
   check_no_copies(f);
+  if (w.products.count != 0)
+    fault(COLLECTIVE, "%s exits and products of its warp group are under way", describe(f).c);
   if (w.arrived != 0)
     fault(w.kind >= IN_CTA_BARRIER ? BARRIER : COLLECTIVE,
           "missing lanes: %s exits while lanes %#x of its warp wait in %s", describe(f).c,
@@ -127,6 +129,10 @@ void free_fiber(Fiber& f) {
 
 void free_world() {
   for (uint32_t i = 0; i < fiber_count(); ++i) free_fiber(self->fibers[i]);
+  for (uint32_t i = 0; i < self->warp_count; ++i) {
+    self->warps[i].products.release();
+    self->warps[i].sums.release();
+  }
   for (uint32_t i = 0; i < self->ctas; ++i) {
     for (CtaBarrier& barrier : self->cta[i].barriers) {
       barrier.waiting.release();

@@ -78,6 +78,13 @@ GPU_FN void gpu_fill_begin(gpu_mbarrier* full, uint32_t total_bytes) {
 #endif
 }
 
+// Before the fills of a command: the host may have written their sources since the last one.
+GPU_FN void gpu_fill_renew() {
+#if GPU_HAS_BULK
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+#endif
+}
+
 // Copy `bytes` from global to shared memory; addresses and bytes are multiples of 16.
 GPU_FN void gpu_fill(void* dst, const void* src, uint32_t bytes, gpu_mbarrier* full) {
   const uint32_t to = gpu_shared_address(dst);

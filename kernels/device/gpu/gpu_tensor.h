@@ -30,7 +30,7 @@ GPU_LDMATRIX2(gpu_ldmatrix2_trans, ".trans")
 // c[g + 8, 2t], c[g + 8, 2t + 1].
 #define GPU_MMA(name, type)                                                             \
   GPU_FN void name(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {     \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 "                  \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 "                  \
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"               \
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));            \
@@ -62,13 +62,6 @@ GPU_FN void gpu_wgmma_hold(float (&c)[COUNT][4]) {
 #pragma unroll
   for (int j = 0; j < COUNT; ++j)
     asm volatile("" : "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])::"memory");
-}
-
-// Where an operand lies: address, 1024 bytes from 8 rows to the next, swizzle of 128 bytes.
-GPU_FN uint64_t gpu_wgmma_operand(const void* rows) {
-  constexpr uint64_t swizzle_128 = uint64_t(1) << 62, stride = uint64_t(1024 / 16) << 32;
-  constexpr uint64_t unused = uint64_t(1) << 16;
-  return swizzle_128 | stride | unused | (gpu_shared_address(rows) & 0x3ffff) / 16;
 }
 
 #define GPU_SUMS4(c, j) "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])
