@@ -6,6 +6,8 @@ import pytest
 
 import ark_dist as ark
 from ark_dist.launch.open import DEVICES
+from tests.fake_cupy import Fake, install
+from tests.fake_gpu import FakeGpu
 
 
 @pytest.fixture(autouse=True)
@@ -22,3 +24,11 @@ def device(request: pytest.FixtureRequest) -> str:
     name = request.param
     assert isinstance(name, str)
     return name
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    """A machine with two GPUs, which are emulated."""
+    machine = install(monkeypatch, FakeGpu(0), FakeGpu(1))
+    yield machine
+    machine.check()

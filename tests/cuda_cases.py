@@ -19,10 +19,13 @@ from ark_dist.core.errors import ArkError, LifecycleError, StallError, TaskError
 from ark_dist.core.op import AttrValue
 from ark_dist.core.plan import Plan
 from ark_dist.core.settings import Settings, read_settings
+from ark_dist.kernels.emit import emit_cuda
+from ark_dist.launch.devices.base import Emit
 from ark_dist.launch.devices.cuda import CudaDevice
 from ark_dist.launch.devices.cupy_gpu import GpuPart
 from ark_dist.launch.session import Session, SessionOptions
 from tests.lifecycle_models import NEVER, Loop, check_loop, looping, lopsided, set_stop
+from tests.patience import patient
 from tests.plan_models import block
 from tests.test_cpu_device import Pair, pair_of_methods
 from tests.test_emulated_device import never_raised
@@ -34,7 +37,9 @@ Planner = Callable[..., Plan]
 # More turns than anybody waits for.
 ENDLESS = 1 << 40
 # Ctrl-C, stop and close have to be through by then; a faked GPU is slow.
-PATIENCE_S = 5.0
+PATIENCE_S = patient(5.0)
+# And everything else.
+LIMIT_S = patient(20.0)
 
 
 @contextmanager
@@ -44,13 +49,15 @@ def opened(
     settings: Settings | None = None,
     gpu_id: int = 0,
     sms: range | None = None,
-    timeout_s: float = 20.0,
+    timeout_s: float = LIMIT_S,
     watchdog: bool = False,
+    emit: Emit = emit_cuda,
 ) -> Iterator[Session]:
     """A session on a GPU; the kernel of a real one always has its watchdog."""
     settings = replace(settings or read_settings(), timeout_s=timeout_s)
-    part = GpuPart(gpu_id, sms)
-    session = Session(plan, CudaDevice(plan, settings, part), SessionOptions(timeout_s))
+    options = SessionOptions(timeout_s)
+    # The session alone has the device.
+    session = Session(plan, CudaDevice(plan, settings, GpuPart(gpu_id, sms), emit=emit), options)
     try:
         session.compile(lambda path: None)
         yield session

@@ -6,17 +6,22 @@ from dataclasses import replace
 
 import numpy as np
 
-from ark_dist.core.op import Array
+from ark_dist.core.op import OPS, Array
 from ark_dist.core.plan import ALIGNMENT_BYTES
 from ark_dist.launch.devices.cupy_gpu import STAGING_BYTES, Gpu
 from tests.cuda_cases import Open, Planner
-from tests.operator_cases import Case, fill_leaf
+from tests.operator_cases import TESTED, Case, fill_leaf
+from tests.random_graphs import random_model
 from tests.test_emulated_transformer import STEPS, STREAMED
 from tests.test_operators import build
 from tests.test_operators import check as check_case
+from tests.test_random_graphs import check_model
 from tests.test_transformer_block import Run
 from tests.test_transformer_block import check as check_tokens
 from tests.transformer import Config, random_weights, transformer
+
+# Of the operators of a dtype.
+PARTS = 6
 
 
 def check_copies(gpu: Gpu) -> None:
@@ -34,9 +39,25 @@ def check_copies(gpu: Gpu) -> None:
         assert (found == 0xFF).all()
 
 
-def operators(open: Open, plan: Planner, dtype: str, *, seed: int, most: int = 99) -> None:
-    """Run the cases of all operators that take a dtype in one program, and check each."""
-    graph, cases = build((dtype,), most, seed)
+def some_operators(dtype: str, part: int) -> tuple[str, ...]:
+    """One of the parts of the operators that take a dtype: a few dozen functions for NVRTC."""
+    return tuple(name for name in TESTED if dtype in OPS[name].dtypes)[part::PARTS]
+
+
+def operators(
+    open: Open,
+    plan: Planner,
+    dtype: str,
+    *,
+    seed: int,
+    most: int = 99,
+    names: tuple[str, ...] = TESTED,
+) -> dict[str, bytes]:
+    """Run the cases of operators that take a dtype in one program, and check each.
+
+    Returns the bits of the results, which a second turn gives again.
+    """
+    graph, cases = build((dtype,), most, seed, names)
     rng = np.random.default_rng(seed)
     with open(plan(graph)) as session:
         seen: list[tuple[Case, tuple[Array, ...]]] = []
@@ -47,11 +68,23 @@ def operators(open: Open, plan: Planner, dtype: str, *, seed: int, most: int = 9
             looks = zip(case.looks, arrays, strict=True)
             seen.append((case, tuple(look(array) for look, array in looks)))
         session.launch()
+        bits: dict[str, bytes] = {}
         for label in ("first turn", "second turn"):
             session.run(1, "forward", {})
             session.wait()
-            for case, inputs in seen:
-                check_case(case, inputs, session.read(case.output.view), f"cuda, {label}")
+            for number, (case, inputs) in enumerate(seen):
+                output = session.read(case.output.view)
+                check_case(case, inputs, output, f"cuda, {label}")
+                found = bits.setdefault(f"{number} {case.text}", output.tobytes())
+                assert found == output.tobytes(), f"{label}, {case.text}: other bits"
+        return bits
+
+
+def random_graph(open: Open, plan: Planner, seed: int) -> dict[str, bytes]:
+    """Compare a random model with float64 after one run and after seven more; return the bits."""
+    model = random_model(seed)
+    with open(plan(model.graph, depth=1 + seed % 3)) as session:
+        return check_model(session, model, seed, "cuda")
 
 
 @contextmanager

@@ -257,6 +257,10 @@ class Fake:
         block.owner = memory  # type: ignore[attr-defined]  # arrays of ctypes have a __dict__
         return block
 
+    def memory_info(self) -> tuple[int, int]:
+        total = self.current().memory_bytes
+        return total - sum(m.size for m in self.memory if m.gpu is self.current()), total
+
     def stream_query(self, ptr: int) -> int:
         stream = self.streams[ptr]
         if stream.gpu.fault:
@@ -293,6 +297,9 @@ class Fake:
     def module(self) -> ModuleType:
         """What `import cupy` is to find."""
         cupy = ModuleType("cupy")
+        # Of a pool that keeps nothing.
+        pool = SimpleNamespace(free_all_blocks=lambda: None)
+        cupy.get_default_memory_pool = lambda: pool  # type: ignore[attr-defined]  # as cupy has it
         cupy.cuda = SimpleNamespace(  # type: ignore[attr-defined]  # as cupy has it
             Device=self.device,
             Stream=lambda **options: Stream(self, **options),
@@ -307,6 +314,7 @@ class Fake:
                 getDeviceCount=self.device_count,
                 getDeviceProperties=self.properties,
                 streamQuery=self.stream_query,
+                memGetInfo=self.memory_info,
             ),
             driver=SimpleNamespace(
                 CUDADriverError=CUDADriverError,
@@ -328,6 +336,8 @@ class Fake:
             time.sleep(POLL_S)
         left = sum(kernel.is_resident for kernel in self.kernels())
         self.is_over = True
+        # A GPU that comes after this one has other programs.
+        cupy_gpu._shared.cache_clear()
         assert not self.problems, self.problems
         assert not left, f"{left} kernels are resident"
 

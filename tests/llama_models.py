@@ -96,12 +96,17 @@ def running(
     weights: Mapping[str, Array] | str | Path | None = None,
     *,
     device: str = "cpu",
-    workers: int = 2,
+    workers: int | None = None,
     batch: int = 1,
     axes: Mapping[str, int] | None = None,
     communicator: Communicator | None = None,
 ) -> Iterator[tuple[Llama, ark.Executor]]:
-    """A launched model; with a communicator this thread is one of its ranks."""
+    """A launched model; with a communicator this thread is one of its ranks.
+
+    Two workers if left out, but on "cuda" as many as there are.
+    """
+    if workers is None and device != "cuda":
+        workers = 2
     if communicator is not None:
         with world.use(communicator):
             yield from _running(config, weights, device, workers, batch, axes or {})
@@ -113,7 +118,7 @@ def _running(
     config: LlamaConfig,
     weights: Mapping[str, Array] | str | Path | None,
     device: str,
-    workers: int,
+    workers: int | None,
     batch: int,
     axes: Mapping[str, int],
 ) -> Iterator[tuple[Llama, ark.Executor]]:

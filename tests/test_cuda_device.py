@@ -5,12 +5,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,8 +26,7 @@ from ark_dist.launch.devices.cuda import CudaDevice
 from ark_dist.launch.devices.cupy_gpu import Gpu, GpuPart, gpu_properties
 from ark_dist.launch.machine import Command
 from ark_dist.launch.open import find_device
-from ark_dist.launch.session import Session
-from tests.cuda_cases import CASES, interrupted_after, opened, running_endlessly
+from tests.cuda_cases import CASES, interrupted_after, running_endlessly
 from tests.cuda_programs import (
     check_copies,
     early_end_of_generation,
@@ -39,48 +35,13 @@ from tests.cuda_programs import (
 )
 from tests.emulated import gpu_plan
 from tests.fake_cupy import Fake, install
-from tests.fake_gpu import FakeGpu
+from tests.fake_open import Opener
 from tests.lifecycle_models import NEVER, check_loop, looping, plan_for, set_stop
 from tests.plan_models import block
 from tests.test_cpu_device import pair_of_methods
 from tests.test_emulated_device import never_raised
 from tests.test_emulated_transformer import CONFIGS
 from tests.test_gpu_trace import check_trace
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
-    """A machine with two GPUs."""
-    machine = install(monkeypatch, FakeGpu(0), FakeGpu(1))
-    yield machine
-    machine.check()
-
-
-class Opener:
-    """Opens sessions on a GPU of a fake machine."""
-
-    def __init__(self, fake: Fake) -> None:
-        self.fake = fake
-        self.settings = read_settings()
-
-    @contextmanager
-    def __call__(
-        self,
-        plan: Plan,
-        *,
-        gpu_id: int = 0,
-        sms: range | None = None,
-        timeout_s: float = 20.0,
-        watchdog: bool = False,
-    ) -> Iterator[Session]:
-        gpu = self.fake.gpus[gpu_id]
-        gpu.has_watchdog = watchdog
-        options: dict[str, Any] = {"settings": self.settings, "gpu_id": gpu_id, "sms": sms}
-        with opened(plan, timeout_s=timeout_s, **options) as session:
-            weights = session.memory.address("weights")
-            gpu.read_only.add(weights)
-            yield session
-        gpu.read_only.discard(weights)  # memory of another session may come to lie there
 
 
 @pytest.mark.parametrize("name", CASES)

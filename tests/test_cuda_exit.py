@@ -17,7 +17,7 @@ from tests.fake_cupy import install
 from tests.fake_gpu import FakeGpu
 from tests.test_emulated_transformer import CONFIGS
 from tests.lifecycle_models import looping
-from tests.test_cuda_device import Opener
+from tests.fake_open import Opener
 
 fake = install(pytest.MonkeyPatch(), FakeGpu(0))
 loop = looping()

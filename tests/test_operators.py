@@ -41,12 +41,14 @@ Results = dict[tuple[str, str], list[tuple[Case, tuple[Array, ...], Array]]]
 
 
 @cache
-def build(dtypes: tuple[str, ...], most: int, seed: int) -> tuple[Graph, tuple[Case, ...]]:
-    """One graph with the cases of all operators that take these dtypes."""
+def build(
+    dtypes: tuple[str, ...], most: int, seed: int, names: tuple[str, ...] = TESTED
+) -> tuple[Graph, tuple[Case, ...]]:
+    """One graph with the cases of all these operators that take these dtypes."""
     builder = GraphBuilder(f"operators_{'_'.join(dtypes)}")
     cases = []
     for dtype in dtypes:
-        for name in TESTED:
+        for name in names:
             rng = np.random.default_rng([seed, *f"{name} {dtype}".encode()])
             count = min(CASE_COUNTS.get(name, SHAPES), most)
             if dtype in OPS[name].dtypes:

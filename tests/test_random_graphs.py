@@ -44,7 +44,7 @@ class _RandomChooser:
         return self._rng.choice(ready)[0]
 
 
-def _check(session: Session, model: RandomModel, seed: int, label: str) -> dict[str, bytes]:
+def check_model(session: Session, model: RandomModel, seed: int, label: str) -> dict[str, bytes]:
     """Run all methods once, then 7 times; compare with the oracle; return the bits."""
     graph = model.graph
     data = fill(model, seed)
@@ -102,13 +102,13 @@ def test_a_random_model_is_right_on_cpu_and_numpy(seed: int) -> None:
             ).session
             for _ in range(2)
         ]
-        first, again = (_check(s, model, seed, f"cpu, {workers} workers") for s in sessions)
+        first, again = (check_model(s, model, seed, f"cpu, {workers} workers") for s in sessions)
         assert first == again, f"seed {seed}, {workers} workers: a rerun gave other bits"
         if workers == 1 + seed % 3:
             choose = _RandomChooser(seed)
             plan = make_plan(graph, cpu_target(workers), options)
             device = NumpyDevice(plan, choose=choose)
-            _check(Session(plan, device, SessionOptions()), model, seed, "numpy")
+            check_model(Session(plan, device, SessionOptions()), model, seed, "numpy")
 
 
 @pytest.mark.parametrize(("seed", "race"), EMULATED)
@@ -116,4 +116,4 @@ def test_a_random_model_is_right_on_the_emulated_gpu(seed: int, race: bool) -> N
     model = random_model(seed)
     plan = gpu_plan(model.graph, workers=2)
     device = EmulatedDevice(plan, read_settings(), seed=seed, is_race_checked=race)
-    _check(Session(plan, device, SessionOptions()), model, seed, "emulated")
+    check_model(Session(plan, device, SessionOptions()), model, seed, "emulated")

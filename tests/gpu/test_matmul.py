@@ -1,18 +1,20 @@
 """The GPU's matrix products, run by a GPU, agree with float64."""
 
+import importlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ark_dist.core.settings import read_settings
-from ark_dist.core.source import Source
+from ark_dist.launch.devices.cupy_gpu import GpuProperties
 from ark_dist.launch.nvrtc import compile_cuda
-from tests.device_kernels import SCRATCH_OFFSET, kernel_text
+from tests.device_kernels import SCRATCH_OFFSET
+from tests.gpu_compile import compiling_ahead, parameters, product_source
 from tests.matmul_cases import ALL_CASES, Array, Case, Problem, T, tensor
 
 THREADS = 288
-ARCHS = {8: "sm_80", 9: "sm_90a", 10: "sm_100a"}  # by compute capability
 
 # What the emulation can't know: how warp groups read their operands.
 GROUP_CASES = [
@@ -27,25 +29,12 @@ GROUP_CASES = [
     ]
 ]
 
-cupy: Any = pytest.importorskip("cupy", reason="cupy is not installed")
 
-
-def arch() -> str:
-    try:
-        capability = str(cupy.cuda.Device().compute_capability)
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        pytest.skip(f"no GPU: {error}")
-    major = int(capability[:-1])
-    if major not in ARCHS:
-        pytest.skip(f"nothing is compiled for compute capability {capability}")
-    return ARCHS[major]
-
-
-def run(case: Case, seed: int) -> None:
+def run(case: Case, seed: int, arch: str) -> None:
     """Run a case on random operands and compare with float64."""
+    cupy: Any = importlib.import_module("cupy")
     problem = Problem(case, seed)
-    source = Source(case.kind, "cuda", kernel_text(case.kind, **dict(case.parameters)))
-    binary, _ = compile_cuda(source, arch=arch(), settings=read_settings())
+    binary, _ = compile_cuda(product_source(case), arch=arch, settings=read_settings())
     module = cupy.RawModule(path=str(binary.path))
     memory: dict[str, Any] = {}
 
@@ -64,7 +53,24 @@ def run(case: Case, seed: int) -> None:
     problem.check()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def ahead(request: pytest.FixtureRequest, gpu: GpuProperties) -> Iterator[None]:
+    """Compile what the tests are going to run."""
+    cases = dict.fromkeys(chosen["case"] for chosen in parameters(request))
+    with compiling_ahead([(product_source, (case,)) for case in cases], gpu.arch):
+        yield
+
+
 @pytest.mark.parametrize("case", [*ALL_CASES, *GROUP_CASES], ids=str)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_product_on_the_gpu_agrees_with_float64(case: Case, seed: int) -> None:
-    run(case, seed)
+def test_a_product_on_the_gpu_agrees_with_float64(
+    case: Case, seed: int, gpu: GpuProperties
+) -> None:
+    run(case, seed, gpu.arch)
+
+
+@pytest.mark.sanitizer
+def test_one_product_of_each_kind_agrees_with_float64(gpu: GpuProperties) -> None:
+    kinds = {case.kind: case for case in [*ALL_CASES, *GROUP_CASES]}
+    for case in kinds.values():
+        run(case, 2, gpu.arch)
