@@ -126,9 +126,10 @@ GPU_FN void ark_consume(ark_shared& shared) {
     if (is_leader && !is_done) ark_ring_close(shared.ring);
     gpu_barrier(ARK_COMMAND_BARRIER, ARK_THREADS);
     if (!is_leader || !is_done) continue;
-    gpu_store_relaxed(&ark_my_status()->phase, ARK_IDLE);
     ark_command* command = ark_command_at(ark_kernel_launch.commands, shared.worker.sequence);
     if (gpu_add(&command->remaining, 0xffffffffu) == 1) ark_complete(shared.worker);
+    // Last: a release would wait for it.
+    gpu_store_relaxed(&ark_my_status()->phase, ARK_IDLE);
   }
 }
 
