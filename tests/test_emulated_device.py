@@ -18,6 +18,8 @@ from tests.test_cpu_device import Pair, pair_of_methods
 
 MODES = [(0, False), (1, False), (2, False), (0, True)]
 IDS = ["seed 0", "seed 1", "seed 2", "race"]
+# What the watchdog says of a task that waits.
+STALLED = r"no progress for 0.5 s: worker \d waits in task \d+ \([^;]*: have \d+, want \d+"
 
 
 @pytest.mark.parametrize(("seed", "race"), MODES, ids=IDS)
@@ -93,10 +95,11 @@ def test_a_bad_index_ends_the_run_and_names_its_task(seed: int, race: bool) -> N
             session.wait()
 
 
-def never_raised(plan: Plan) -> Plan:
-    """Let one task wait for a signal that nobody gives."""
+def never_raised(plan: Plan, late: int | None = None) -> Plan:
+    """Let one task, the last that waits, wait for a signal that nobody gives, then for others."""
     method = plan.methods[0]
-    late = max(task for task, waits in enumerate(method.waits) if waits)
+    if late is None:
+        late = max(task for task, waits in enumerate(method.waits) if waits)
     waits = list(method.waits)
     first, *rest = waits[late]
     waits[late] = (replace(first, threshold=first.threshold + 1), *rest)
@@ -117,7 +120,30 @@ def test_a_missing_signal_is_ended_by_the_watchdog() -> None:
     plan = never_raised(gpu_plan(block()))
     with emulated(plan, watchdog=True, timeout_s=0.5) as session:
         session.run(1, "forward", {})
-        with pytest.raises(StallError, match=r"no progress for 0.5 s: .*have \d+, want \d+"):
+        with pytest.raises(StallError, match=STALLED):
+            session.wait()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_stall_with_commands_queued_names_the_task_first(seed: int) -> None:
+    plan = never_raised(gpu_plan(block()))
+    with emulated(plan, watchdog=True, timeout_s=0.5, seed=seed) as session:
+        session.run(1, "forward", {})
+        session.run(1, "forward", {})
+        others = "worker . waits for the command before"
+        with pytest.raises(StallError, match=rf"{STALLED}; {others}; {others}$"):
+            session.wait()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_stall_names_the_counter_that_is_missing_not_one_that_came_late(seed: int) -> None:
+    plan = gpu_plan(looping(busy=3).graph)
+    number, waits = next((i, w) for i, w in enumerate(plan.methods[0].waits) if len(w) > 1)
+    missing = rf"waits in task {number} .* counter {waits[0].counter} \(.*\): have 1, want 2"
+    late = never_raised(plan, number)
+    with emulated(late, watchdog=True, timeout_s=0.5, seed=seed) as session:
+        session.run(1, "forward", {})
+        with pytest.raises(StallError, match=missing):
             session.wait()
 
 

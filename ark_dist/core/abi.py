@@ -189,7 +189,7 @@ STATUS = Record(
         ("have", "i8", 1, "the counter's value when last looked at"),
         ("want", "i8", 1, "the value it waits for"),
         ("is_stalled", "u4", 1, "whether it gave up waiting"),
-        ("reserved", "u4", 1, "0"),
+        ("is_told", "u4", 1, "on a GPU: whether a wait that the kernel's end cut short is told of"),
     ),
     True,
 )

@@ -79,16 +79,17 @@ GPU_FN void ark_accept(ark_shared& shared, const ark_command* command) {
   gpu_store_relaxed(&ark_my_status()->phase, ARK_COMPUTING);
 }
 
-// Wait for a command and make it known to the CTA; by the first warp.
-GPU_FN void ark_take(ark_shared& shared) {
+// Wait for a command and make it known to the CTA, or that the kernel ends, as where the command
+// before was not done; by the first warp.
+GPU_FN void ark_take(ark_shared& shared, bool is_done) {
   const uint64_t sequence = shared.worker.sequence + 1;
   gpu_sync_warp();  // all have read what the leader writes now
   if (gpu_lane() == 0) {
     shared.worker.sequence = sequence;
     shared.worker.is_exit = 1;
-    gpu_store_relaxed(&ark_my_status()->phase, ARK_IDLE);
   }
-  if (ark_await_command(sequence) && gpu_lane() == 0)
+  // The status of a worker that was aborted stays as it was.
+  if (is_done && ark_await_command(sequence) && gpu_lane() == 0)
     ark_accept(shared, ark_command_at(ark_kernel_launch.commands, sequence));
 }
 
@@ -114,19 +115,21 @@ GPU_FN void ark_complete(const ark_worker& worker) {
 }
 
 GPU_FN void ark_consume(ark_shared& shared) {
+  bool is_done = true;
 #pragma unroll 1
   for (;;) {
-    if (gpu_kernel_thread() < GPU_WARP) ark_take(shared);
+    if (gpu_kernel_thread() < GPU_WARP) ark_take(shared, is_done);
     gpu_barrier(ARK_COMMAND_BARRIER, ARK_THREADS);
     if (shared.worker.is_exit) return;
-    const bool is_done = ark_run(shared);
+    is_done = ark_run(shared);
     const bool is_leader = gpu_kernel_thread() == 0;
     if (is_leader && !is_done) ark_ring_close(shared.ring);
     gpu_barrier(ARK_COMMAND_BARRIER, ARK_THREADS);
-    // After an abort the next ark_take sees it.
     if (!is_leader || !is_done) continue;
     ark_command* command = ark_command_at(ark_kernel_launch.commands, shared.worker.sequence);
     if (gpu_add(&command->remaining, 0xffffffffu) == 1) ark_complete(shared.worker);
+    // Last: a release would wait for it.
+    gpu_store_relaxed(&ark_my_status()->phase, ARK_IDLE);
   }
 }
 

@@ -22,14 +22,18 @@ GPU_PART uint64_t ark_progress() {
   return hash;
 }
 
+GPU_FN void ark_note_wait(ark_status* status, uint32_t counter, int64_t want) {
+  gpu_store_relaxed(&status->counter, counter);
+  gpu_store_relaxed(&status->want, want);
+  gpu_store_relaxed(&status->phase, counter == ARK_COMPLETION ? ARK_JOINING : ARK_WAITING);
+}
+
 // Wait for a word and say meanwhile for what; false if the kernel ends. A wait is over its limit
 // when no worker came to another task for so long: that is looked at once per limit.
 GPU_PART bool ark_wait_slowly(uint32_t counter, const uint64_t* word, int64_t want) {
   ark_status* status = ark_my_status();
   const uint32_t* abort = &ark_table<ark_control>(ark_kernel_launch.control)->abort;
-  gpu_store_relaxed(&status->counter, counter);
-  gpu_store_relaxed(&status->want, want);
-  gpu_store_relaxed(&status->phase, ARK_WAITING);
+  ark_note_wait(status, counter, want);
   uint64_t progress = 0;
   int outcome;
   while ((outcome = gpu_wait(word, want, abort, ark_kernel_launch.timeout_ns)) < 0) {
@@ -45,7 +49,11 @@ GPU_PART bool ark_wait_slowly(uint32_t counter, const uint64_t* word, int64_t wa
     gpu_store_relaxed(&status->is_stalled, 1);
     ark_abort(ARK_STALLED);
   }
-  gpu_store_relaxed(&status->have, int64_t(gpu_load_relaxed(word)));
+  // Lanes wait at the same time, and wrote over each other's words: the first that ends tells.
+  if (gpu_exchange(&status->is_told, 1u) == 0) {
+    ark_note_wait(status, counter, want);
+    gpu_store_relaxed(&status->have, int64_t(gpu_load_relaxed(word)));
+  }
   return false;
 }
 

@@ -56,9 +56,13 @@ def _failure(method: Method, task_id: int) -> str:
 
 
 def stall_text(plan: Plan, statuses: Status, *, limit_s: float | None = None) -> str:
-    """What every worker is doing, the stalled ones first."""
-    order = sorted(range(len(statuses)), key=lambda w: -int(statuses[w]["is_stalled"]))
-    lines = [_status_text(plan, w, statuses[w]) for w in order]
+    """What every worker is doing: the stalled ones first, those that wait for others' work last."""
+
+    def place(worker: int) -> tuple[bool, bool]:
+        status = statuses[worker]
+        return int(status["phase"]) == abi.JOINING, not int(status["is_stalled"])
+
+    lines = [_status_text(plan, w, statuses[w]) for w in sorted(range(len(statuses)), key=place)]
     limit = "" if limit_s is None else f"no progress for {limit_s:g} s: "
     return f"rank {plan.rank}: {limit}" + "; ".join(lines)
 
@@ -78,9 +82,10 @@ def _status_text(plan: Plan, worker: int, status: np.void) -> str:
     method = plan.methods[int(status["method"])]
     phase = int(status["phase"])
     text = f"worker {worker} {PHASES.get(phase, '?')}"
-    if method.queues[worker] and phase != abi.IDLE:
+    if method.queues[worker] and phase not in (abi.IDLE, abi.JOINING):
         text += f" {task_text(plan, method, int(status['task']))}, turn {int(status['turn'])}"
-    if int(status["is_stalled"]) or phase == abi.WAITING:
+    is_stalled = int(status["is_stalled"]) and phase != abi.JOINING
+    if is_stalled or phase == abi.WAITING:
         text += f", {_counter_text(plan, method, int(status['counter']))}: "
         text += f"have {int(status['have'])}, want {int(status['want'])}"
     return text
