@@ -392,3 +392,10 @@ def test_libraries_are_told_to_load_their_kernels_at_once(
     monkeypatch.setenv("CUDA_MODULE_LOADING", "LAZY")
     gpu_properties(0)
     assert os.environ["CUDA_MODULE_LOADING"] == "LAZY"
+
+
+def test_without_cupy_no_library_is_told_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.delenv("CUDA_MODULE_LOADING", raising=False)
+    assert find_device("auto", read_settings({})) == "cpu"
+    assert "CUDA_MODULE_LOADING" not in os.environ

@@ -18,7 +18,6 @@ def test_on_a_fake_gpu(name: str, fake: Fake) -> None:
 
 @pytest.mark.xfail(
     reason="nobody closes the ring of a CTA whose producer is through while consumers wait",
-    strict=False,
 )
 def test_a_missing_fill_at_the_end_of_a_command_is_a_named_stall(fake: Fake) -> None:
     a_missing_fill_at_the_end_of_a_command_is_a_named_stall(Opener(fake), gpu_plan)

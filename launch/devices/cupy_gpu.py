@@ -1,10 +1,12 @@
 """Reach one GPU through cupy: its properties, memory, modules, copies, launches and faults."""
 
 import functools
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -100,8 +102,9 @@ def gpu_properties(gpu_id: int) -> GpuProperties:
 
 
 def _cupy() -> Any:  # noqa: ANN401  # cupy has no types
-    # What is loaded at its first use would wait for a resident kernel of ours: for ever.
-    prefer_variable("CUDA_MODULE_LOADING", "EAGER")
+    if _is_installed("cupy"):
+        # What is loaded at its first use would wait for a resident kernel of ours: for ever.
+        prefer_variable("CUDA_MODULE_LOADING", "EAGER")
     try:
         import cupy
     except ImportError as error:
@@ -110,6 +113,12 @@ def _cupy() -> Any:  # noqa: ANN401  # cupy has no types
             '"ark_dist[cuda13]", or use device="cpu"'
         ) from None
     return cupy
+
+
+def _is_installed(name: str) -> bool:
+    if name in sys.modules:
+        return sys.modules[name] is not None
+    return find_spec(name) is not None
 
 
 def nap(waited_s: float) -> None:

@@ -42,7 +42,6 @@ def test_on_a_gpu(name: str, planner: Planner) -> None:
 
 @pytest.mark.xfail(
     reason="nobody closes the ring of a CTA whose producer is through while consumers wait",
-    strict=False,
 )
 def test_a_missing_fill_at_the_end_of_a_command_is_a_named_stall(gpu: GpuProperties) -> None:
     done = subprocess.run(
