@@ -5,6 +5,7 @@ import runpy
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 
 import ark_dist as ark
 from ark_dist.convert.gguf_folder import convert_gguf
+from ark_dist.core.settings import read_settings
+from ark_dist.launch.open import find_device
 from tests.gguf_models import write_gguf
 from tests.patience import patient
 from tests.test_docs import ROOT, Block, programs
@@ -184,6 +187,35 @@ def the_first_operator_without_a_number_is_named(workers: int | None) -> None:
             exe.wait()
 
 
+def executors_share_the_gpu_that_auto_finds(workers: int | None) -> None:
+    assert find_device("auto", read_settings({})) == "cuda"
+    made = [adder(term) for term in (1.0, 2.0, 3.0)]
+    ranges = (range(2), range(2, 4), range(1, 3))
+    with ExitStack() as stack:
+        exes = [
+            stack.enter_context(ark.Executor(model=model, device="cuda", sms=sms))
+            for (model, _, _), sms in zip(made, ranges, strict=True)
+        ]
+        for exe, (_, x, _) in zip(exes, made, strict=True):
+            exe.compile()
+            x.from_numpy(np.arange(64, dtype=np.float32))
+        for exe in exes[:2]:
+            exe.launch()
+        with pytest.raises(ark.DeviceBusy, match=r"multiprocessors 1 to 2 of GPU 0"):
+            exes[2].launch()
+        for exe in exes[:2]:
+            exe.run(3)
+        for exe, (_, _, y), term in zip(exes[:2], made, (1.0, 2.0), strict=False):
+            assert exe.wait(patient(20.0)) == 3
+            assert np.array_equal(y.to_numpy(), np.arange(64) + term)
+
+
+def adder(term: float) -> tuple[ark.Model, ark.Tensor, ark.Tensor]:
+    model = ark.Model(f"adds {term:g}")
+    x = model.tensor([64], name="x")
+    return model, x, model.add(x, term)
+
+
 CASES: dict[str, Callable[[int | None], None]] = {
     case.__name__.replace("_", " "): case
     for case in (
@@ -191,5 +223,6 @@ CASES: dict[str, Callable[[int | None], None]] = {
         runs_go_on_without_the_caller,
         weights_come_back_bit_by_bit,
         the_first_operator_without_a_number_is_named,
+        executors_share_the_gpu_that_auto_finds,
     )
 }
